@@ -1,0 +1,174 @@
+"""The tree composer: parameters put to work in the order of the schedule.
+
+`reduce` gives the state of each row's last token with n - 1 merges, `scan` a state for every token with about 2n, both
+in about log2(n) or 2 log2(n) steps. Complete subtrees are work shared by the padded batch; the folds follow each
+row's own length.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .cells import CELLS, Cell, State
+from .configuration_prlstm import PRLSTMConfig
+from .schedule import TRACED_LEVELS, block_index, block_levels, num_levels
+
+
+class PRLSTMBinary(nn.Linear):
+    """The product of the binary cell. `fan_in` tells its initialisation how many inputs one map of it has."""
+
+    def __init__(self, size: int, cell: Cell):
+        super().__init__(2 * size, cell.merge_width * size)
+        self.fan_in = cell.merge_fan_in * size
+
+
+class PRLSTMMerge(GradientCheckpointingLayer):
+    """One node of the tree: the binary cell, then R refinement cells with weights of their own."""
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.cell = CELLS[config.cell_type]
+        self.binary = PRLSTMBinary(size, self.cell)
+        self.refine = nn.ModuleList(
+            nn.Linear(size, self.cell.refine_width * size) for _ in range(config.num_refinements)
+        )
+
+    def forward(self, *pair: Tensor) -> State:
+        """States [..., H] composed of a `pair`: each part of the states, [..., 2, H], left state first."""
+        state = self.cell.merge(pair, self.binary.weight, self.binary.bias)
+        if self.cell.refine is not None:
+            for layer in self.refine:
+                state = self.cell.refine(state, layer.weight, layer.bias)  # type: ignore[arg-type] # ModuleList's
+        return state
+
+
+class PRLSTMComposer(nn.Module):
+    """Leaf and merge weights, and the schedule that applies them to a batch."""
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__()
+        self.cell = CELLS[config.cell_type]
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size) if config.embedding_size else None
+        self.leaf = nn.Linear(config.embedding_size or config.vocab_size, self.cell.leaf_width * config.hidden_size)
+        self.merge = PRLSTMMerge(config)
+
+    def forward(
+        self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Compose each row's tokens; every row's tokens stand at its start.
+
+        Args:
+            inputs: token ids [B, T] of an integer dtype, or embeddings [B, T, E] (one-hot mode: E = vocab_size).
+            lengths: tokens in each row [B], int64, from 1 to T. None: all rows have T.
+            every_prefix: True runs the scan, False the reduce.
+
+        Returns:
+            The leaves' hidden states [B, T, H], and the prefixes' hidden states: [B, T, H] by scan (those past a
+            row's length have no meaning), [B, H] of the whole rows by reduce.
+        """
+        leaves = self.cell.leaf(self.leaf(inputs)) if inputs.is_floating_point() else self._leaves_of_ids(inputs)
+        levels = self._up_sweep(leaves)
+        if every_prefix:
+            states = self._scan(levels)
+        elif lengths is None and not torch.compiler.is_compiling():
+            states = self._fold(levels, leaves[0].shape[1])
+        else:
+            if lengths is None:
+                lengths = inputs.new_full((inputs.shape[0],), inputs.shape[1], dtype=torch.int64)
+            states = self._fold_each(levels, lengths)
+        return leaves[0], states[0]
+
+    def _leaves_of_ids(self, tokens: Tensor) -> State:
+        """Leaf states of ids [B, T]. A leaf depends on its token's id alone: each id of a small vocabulary once."""
+        vocab_size = self.leaf.in_features if self.embed_tokens is None else self.embed_tokens.num_embeddings
+        ids = tokens
+        if vocab_size <= tokens.numel():
+            ids = torch.arange(vocab_size, device=tokens.device)
+        if self.embed_tokens is None:  # W_leaf times a one-hot vector is a column of W_leaf
+            product = F.embedding(ids, self.leaf.weight.t()) + self.leaf.bias
+            product = product.to(_product_dtype(product))
+        else:
+            product = self.leaf(self.embed_tokens(ids))
+        leaves = self.cell.leaf(product)
+        return leaves if ids is tokens else tuple(F.embedding(tokens, part) for part in leaves)
+
+    def _up_sweep(self, leaves: State) -> list[State]:
+        """The states of all complete blocks, by level: [B, T >> k, H] at level k.
+
+        In (batch, length, H) layout the pairs of a level lie side by side: a view, no copy. A graph that is traced
+        for any length pads each level by two, so that no level becomes empty: [B, T_k // 2 + 1, H] above T_k.
+        """
+        tracing = torch.compiler.is_compiling()
+        length = leaves[0].shape[1]
+        levels = [leaves]
+        for _ in range(TRACED_LEVELS if tracing else num_levels(length)):
+            below = levels[-1]
+            if tracing:
+                below = tuple(F.pad(part, (0, 0, 0, 2)) for part in below)
+            pairs = below[0].shape[1] // 2
+            levels.append(self.merge(*(part[:, : 2 * pairs].unflatten(1, (pairs, 2)) for part in below)))
+        return levels
+
+    def _scan(self, levels: list[State]) -> State:
+        """The states of all prefixes [B, T, H].
+
+        Downwards, the prefixes that end where a block of level k ends are every second time known from the level
+        above; the others append one block of level k to the prefix before them.
+        """
+        prefixes = levels[-1]
+        for blocks in reversed(levels[:-1]):
+            count = blocks[0].shape[1]
+            appended = tuple(part[:, 2::2] for part in blocks)
+            known = tuple(part[:, : appended[0].shape[1]] for part in prefixes)
+            merged = self.merge(*(torch.stack(pair, dim=-2) for pair in zip(known, appended, strict=True)))
+            prefixes = tuple(
+                torch.cat((first[:, :1], _interleave(above, odd)), dim=1)[:, :count]
+                for first, above, odd in zip(blocks, prefixes, merged, strict=True)
+            )
+        return prefixes
+
+    def _fold(self, levels: list[State], length: int) -> State:
+        """The states [B, H] of rows that all have `length` tokens."""
+        first, *rest = (
+            tuple(part[:, block_index(length, level)] for part in levels[level]) for level in block_levels(length)
+        )
+        for block in rest:
+            first = self._append(first, block)
+        return first
+
+    def _fold_each(self, levels: list[State], lengths: Tensor) -> State:
+        """The states [B, H] of rows with `lengths` [B] of their own: the folds of `_fold`, taken where they apply."""
+        state = self._blocks(levels, lengths, len(levels) - 1)
+        for level in reversed(range(len(levels) - 1)):
+            ends_here = (lengths >> level)[:, None]
+            block = self._blocks(levels, lengths, level)
+            appended = self._append(state, block)
+            state = tuple(
+                torch.where(ends_here == 1, first, torch.where(ends_here % 2 == 1, both, before))
+                for first, both, before in zip(block, appended, state, strict=True)
+            )
+        return state
+
+    def _blocks(self, levels: list[State], lengths: Tensor, level: int) -> State:
+        """The states [B, H] of the blocks of `level` that rows of `lengths` [B] end in; any, where they have none."""
+        index = ((lengths >> level) - 1).clamp(min=0)[:, None, None]
+        return tuple(part.gather(1, index.expand(-1, 1, part.shape[-1])).squeeze(1) for part in levels[level])
+
+    def _append(self, state: State, block: State) -> State:
+        """The states [B, H] of prefixes `state` followed by `block`."""
+        return self.merge(*(torch.stack(pair, dim=-2) for pair in zip(state, block, strict=True)))
+
+
+def _interleave(first: Tensor, second: Tensor) -> Tensor:
+    """`first` [B, n or n + 1, H] and `second` [B, n, H] taken in turns."""
+    count = second.shape[1]
+    both = torch.stack((first[:, :count], second), dim=2).flatten(1, 2)
+    return torch.cat((both, first[:, count:]), dim=1)
+
+
+def _product_dtype(product: Tensor) -> torch.dtype:
+    """The dtype of a matrix product where `product` was made: autocast's, if it is on."""
+    device = product.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else product.dtype

@@ -1,0 +1,334 @@
+"""PR-LSTM models: the tree composer as transformers' `PreTrainedModel`s, with their heads and losses."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .composer import PRLSTMBinary, PRLSTMComposer
+from .configuration_prlstm import PRLSTMConfig
+from .padding import compact, last, restore
+
+
+class PRLSTMPreTrainedModel(PreTrainedModel):
+    """What all PR-LSTM models share: configuration, initialisation and what they support of the library."""
+
+    config: PRLSTMConfig
+    base_model_prefix = "prlstm"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("PRLSTMComposer",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every weight from a normal truncated at 2 sd, sd = 1/sqrt(fan-in); every bias 0 (paper's code)."""
+        if isinstance(module, nn.Linear):
+            fan_in = module.fan_in if isinstance(module, PRLSTMBinary) else module.in_features
+            _truncated_normal_(module.weight, fan_in)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            _truncated_normal_(module.weight, 1)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the embedding table; arguments as in transformers.
+
+        Raises:
+            ValueError: with one-hot tokens, which have none.
+        """
+        if self.get_input_embeddings() is None:
+            raise ValueError(
+                "`embedding_size` is None: tokens are one-hot and there is no embedding table to resize. Build the "
+                "model with the `vocab_size` you need, or with an `embedding_size`."
+            )
+        return super().resize_token_embeddings(*args, **kwargs)
+
+
+class PRLSTMModel(PRLSTMPreTrainedModel):
+    """The bare Parallel Recursive LSTM: a state for every position, each of the tokens up to it alone.
+
+    Args:
+        config: the sizes; see `PRLSTMConfig`.
+    """
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__(config)
+        self.composer = PRLSTMComposer(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        """The embedding table; None with one-hot tokens."""
+        return self.composer.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the embedding table."""
+        self.composer.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pool_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Compose the tokens of each row.
+
+        Args:
+            input_ids: token ids [B, T], from 0 to vocab_size - 1 where they are not padding.
+            attention_mask: [B, T], 1 at tokens and 0 at padding, which may stand on any side or scattered.
+            inputs_embeds: in place of `input_ids`, vectors [B, T, embedding_size]; with one-hot tokens
+                [B, T, vocab_size].
+            pool_only: compute `pooler_output` alone, with half the merges; `last_hidden_state` is None.
+            **kwargs: `output_hidden_states`: also return `hidden_states`, the hidden states of the leaves
+                and the `last_hidden_state`; `return_dict`.
+
+        Returns:
+            `last_hidden_state` [B, T, H], the state of the tokens up to each position, 0 at padding, and
+            `pooler_output` [B, H], the state of each row's last token.
+
+        Raises:
+            ValueError: for both inputs or neither, an input of the wrong shape or dtype, ids out of range, a row
+                without tokens.
+        """
+        inputs = _checked_inputs(input_ids, inputs_embeds, attention_mask, self.config)
+        rows = compact(inputs, attention_mask)
+        hidden_wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        every_prefix = hidden_wanted or not pool_only
+        leaves, states = self.composer(rows.inputs, rows.lengths, every_prefix)
+        if not every_prefix:
+            return BaseModelOutputWithPooling(pooler_output=states)
+        last_hidden_state = restore(states, rows.places)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last(states, rows.lengths),
+            hidden_states=(restore(leaves, rows.places), last_hidden_state) if hidden_wanted else None,
+        )
+
+
+class PRLSTMForSequenceClassification(PRLSTMPreTrainedModel):
+    """PR-LSTM with the paper's head, `W relu(h) + b`, on the state of each row's last token.
+
+    Args:
+        config: the sizes; see `PRLSTMConfig`. `num_labels` and `problem_type` shape the head and the loss.
+    """
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__(config)
+        self.prlstm = PRLSTMModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.loss_function = sequence_classification_loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Classify each row.
+
+        Args:
+            input_ids: token ids [B, T].
+            attention_mask: [B, T], 1 at tokens and 0 at padding.
+            inputs_embeds: in place of `input_ids`, vectors [B, T, embedding_size or vocab_size].
+            labels: classes [B], int64; or targets [B] or [B, num_labels] for regression, [B, num_labels] in {0, 1}
+                for multi-label classification (see `sequence_classification_loss`).
+            **kwargs: as in `PRLSTMModel.forward`; `num_items_in_batch` goes to the loss.
+
+        Returns:
+            `loss` (with labels), `logits` [B, num_labels] and, when asked for, `hidden_states`.
+
+        Raises:
+            ValueError: as `PRLSTMModel.forward`.
+        """
+        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output.relu()))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, config=self.config, **kwargs)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class PRLSTMForTokenClassification(PRLSTMPreTrainedModel):
+    """PR-LSTM with the paper's head, `W relu(h) + b`, at every position.
+
+    Args:
+        config: the sizes; see `PRLSTMConfig`. `num_labels` is the number of classes.
+    """
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__(config)
+        self.prlstm = PRLSTMModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Classify each position.
+
+        Args:
+            input_ids: token ids [B, T].
+            attention_mask: [B, T], 1 at tokens and 0 at padding.
+            inputs_embeds: in place of `input_ids`, vectors [B, T, embedding_size or vocab_size].
+            labels: classes [B, T], int64; -100 where there is none.
+            **kwargs: as in `PRLSTMModel.forward`; `num_items_in_batch` goes to the loss.
+
+        Returns:
+            `loss` (with labels: the mean cross entropy of the labelled positions), `logits` [B, T, num_labels] and,
+            when asked for, `hidden_states`.
+
+        Raises:
+            ValueError: as `PRLSTMModel.forward`.
+        """
+        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state.relu()))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, config=self.config, **kwargs)
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+def sequence_classification_loss(
+    logits: Tensor,
+    labels: Tensor,
+    config: PRLSTMConfig,
+    num_items_in_batch: Tensor | int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The loss of `PRLSTMForSequenceClassification`, for each `problem_type`.
+
+    Transformers' own divides by `num_items_in_batch` for single-label classification alone, so that Trainer's
+    gradients of the other two grow with the accumulation steps, and it writes the problem type it infers to the
+    config. Here all three divide, and the config stays as it is.
+
+    Args:
+        logits: [B, num_labels].
+        labels: regression: floats [B] or [B, num_labels]; single-label: classes [B], -100 where there is none;
+            multi-label: 0 or 1 for each class [B, num_labels].
+        config: its `problem_type` chooses. None: regression for one label, single-label for integer labels,
+            multi-label for others.
+        num_items_in_batch: the number of labels, over all processes and accumulation steps, that the sum is divided
+            by. None: the mean over this batch.
+        **kwargs: further arguments of transformers' losses; not used.
+
+    Returns:
+        Mean squared error, cross entropy or binary cross entropy, a float32 scalar (float64 for such logits).
+
+    Raises:
+        ValueError: for labels whose shape, dtype or range does not fit the problem type.
+    """
+    problem_type = config.problem_type
+    if problem_type is None:
+        if config.num_labels == 1:
+            problem_type = "regression"
+        else:
+            is_class = not labels.is_floating_point()
+            problem_type = "single_label_classification" if is_class else "multi_label_classification"
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits.device)
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    if problem_type == "single_label_classification":
+        if labels.is_floating_point() or labels.numel() != logits.shape[0]:
+            raise ValueError(
+                f"`labels` must be integer classes of shape ({logits.shape[0]},) for single-label classification, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}. Set `problem_type` in the config for another "
+                "kind of target."
+            )
+        loss = F.cross_entropy(logits, labels.flatten().long(), reduction=reduction)
+    else:
+        if labels.numel() != logits.numel():
+            raise ValueError(
+                f"`labels` must have one target for each of the logits {tuple(logits.shape)} for {problem_type}, "
+                f"got the shape {tuple(labels.shape)}."
+            )
+        measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+        loss = measure(logits, labels.reshape(logits.shape).to(logits.dtype), reduction=reduction)
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def _checked_inputs(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    config: PRLSTMConfig,
+) -> Tensor:
+    """The one input that is given, ids [B, T] or embeddings [B, T, E], after its checks."""
+    if inputs_embeds is not None:
+        if input_ids is not None:
+            raise ValueError("Give either `input_ids` or `inputs_embeds`; got both.")
+        width = config.embedding_size or config.vocab_size
+        name = "vocab_size" if config.embedding_size is None else "embedding_size"
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != width or not inputs_embeds.is_floating_point():
+            raise ValueError(
+                f"`inputs_embeds` must be floating-point vectors of shape (batch, length, {name} = {width}), "
+                f"got {inputs_embeds.dtype} of shape {tuple(inputs_embeds.shape)}."
+            )
+        inputs = inputs_embeds
+    else:
+        if input_ids is None:
+            raise ValueError("Give either `input_ids` or `inputs_embeds`; got neither.")
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                "`input_ids` must be int64 or int32 ids of shape (batch, length), "
+                f"got {input_ids.dtype} of shape {tuple(input_ids.shape)}."
+            )
+        inputs = input_ids
+    if inputs.shape[0] == 0 or inputs.shape[1] == 0:
+        raise ValueError(
+            f"The input of shape {tuple(inputs.shape)} has no tokens: an empty sequence has no state. "
+            "Give each row at least one token."
+        )
+    if input_ids is not None:
+        _check_range(input_ids, attention_mask, config.vocab_size)
+    return inputs
+
+
+def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> None:
+    if torch.compiler.is_compiling():  # a traced graph cannot raise
+        return
+    outside = (input_ids < 0) | (input_ids >= vocab_size)
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        outside &= attention_mask != 0
+    if outside.any():
+        row, position = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"`input_ids` must be from 0 to {vocab_size - 1} (`vocab_size` is {vocab_size}), "
+            f"got {input_ids[row, position].item()} in row {row} at position {position}. Mark padding with a 0 in "
+            "`attention_mask`."
+        )
+
+
+def _truncated_normal_(weight: Tensor, fan_in: int) -> None:
+    std = 1 / math.sqrt(fan_in)
+    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+__all__ = [
+    "PRLSTMForSequenceClassification",
+    "PRLSTMForTokenClassification",
+    "PRLSTMModel",
+    "PRLSTMPreTrainedModel",
+]

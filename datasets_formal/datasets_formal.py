@@ -1,0 +1,155 @@
+"""The builder behind `load_dataset("datasets_formal", task)`; on datasets 3 this file is a loading script."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+# datasets 3 copies exactly the siblings that are imported here, one a line, and none of their own imports.
+from .context_free import StackManipulation
+from .context_sensitive import BinaryAddition
+from .encoding import encode
+from .expressions import evaluate
+from .registry import TASKS, get_task
+from .regular import ParityCheck
+from .splits import GENERATOR_VERSION, Shard, Split
+from .streams import RowStreams
+from .task import Task
+
+__all__ = [
+    "BinaryAddition",
+    "DatasetsFormal",
+    "FormalConfig",
+    "ParityCheck",
+    "RowStreams",
+    "StackManipulation",
+    "Task",
+    "encode",
+    "evaluate",
+]
+
+MAX_LENGTH = 131_072
+ENDLESS = "endless"
+# What an endless stream ends at: more rows than eight trainings of the paper read.
+_ENDLESS_ROWS = 1 << 30
+
+
+@dataclass
+class FormalConfig(datasets.BuilderConfig):
+    """What can be asked of a task.
+
+    Attributes:
+        seed: rows of different seeds have nothing in common.
+        train_examples: number of training rows, or "endless" with streaming=True (in fact 2**30 rows).
+        validation_examples: number of validation rows.
+        test_examples_per_length: number of test rows of every length; the benchmark's is 512.
+        train_lengths: shortest and longest requested length of training and validation rows.
+        test_lengths: shortest and longest requested length of test rows.
+        rows_per_length: so many training or validation rows in succession share one length. With the batch
+            size here, reading the rows in order is the benchmark's protocol: one length a batch.
+    """
+
+    seed: int = 0
+    train_examples: int | str = 100_000
+    validation_examples: int = 2_000
+    test_examples_per_length: int = 32
+    train_lengths: tuple[int, int] = (1, 40)
+    test_lengths: tuple[int, int] = (41, 500)
+    rows_per_length: int = 1
+
+    def validate(self) -> None:
+        """Raise ValueError for the first setting that makes no sense."""
+        _integer("seed", self.seed, None)
+        if self.train_examples != ENDLESS:
+            _integer("train_examples", self.train_examples, 1)
+        for name in ("validation_examples", "test_examples_per_length", "rows_per_length"):
+            _integer(name, getattr(self, name), 1)
+        for name in ("train_lengths", "test_lengths"):
+            lengths = getattr(self, name)
+            if not isinstance(lengths, tuple | list) or len(lengths) != 2:
+                raise ValueError(f"{name} must be a pair (shortest, longest), got {lengths!r}")
+            for length in lengths:
+                _integer(name, length, 1)
+            if not lengths[0] <= lengths[1] <= MAX_LENGTH:
+                raise ValueError(
+                    f"{name} must rise and stay within 1..{MAX_LENGTH}, got {lengths!r}: give (shortest, longest)"
+                )
+
+
+class DatasetsFormal(datasets.ArrowBasedBuilder):
+    """Builds the splits of one task; `BUILDER_CONFIGS` has one configuration a task."""
+
+    BUILDER_CONFIG_CLASS = FormalConfig
+    BUILDER_CONFIGS = [  # noqa: RUF012 -- the name and the type that datasets looks for
+        FormalConfig(name=task.name, version=GENERATOR_VERSION, description=task.summary) for task in TASKS.values()
+    ]
+
+    def _create_builder_config(self, config_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        if config_name is not None:
+            get_task(config_name)
+        config, config_id = super()._create_builder_config(config_name, *args, **kwargs)
+        config.validate()
+        return config, config_id
+
+    def _info(self) -> datasets.DatasetInfo:
+        task = get_task(self.config.name)
+        classes = datasets.ClassLabel(names=list(task.output_alphabet))
+        return datasets.DatasetInfo(
+            description=task.__doc__ or "",
+            features=datasets.Features(
+                {
+                    "input_ids": datasets.Sequence(datasets.Value("int32")),
+                    "labels": classes if task.kind == "class" else datasets.Sequence(datasets.Value("int32")),
+                    "text": datasets.Value("string"),
+                    "target": datasets.Value("string"),
+                    "length": datasets.Value("int32"),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        config, task = self.config, get_task(self.config.name)
+        endless = config.train_examples == ENDLESS
+        if endless and not dl_manager.is_streaming:
+            raise ValueError(f"train_examples={ENDLESS!r} needs streaming=True; give a number to store the rows")
+        shortest, longest = config.test_lengths
+        test_rows = (longest - shortest + 1) * config.test_examples_per_length
+        drawn = (tuple(config.train_lengths), config.rows_per_length)
+        train_rows = _ENDLESS_ROWS if endless else config.train_examples
+        splits = [
+            Split(task, "train", config.seed, train_rows, *drawn),
+            Split(task, "validation", config.seed, config.validation_examples, *drawn),
+            Split(
+                task,
+                "test",
+                config.seed,
+                test_rows,
+                (shortest, longest),
+                config.test_examples_per_length,
+                ordered=True,
+            ),
+        ]
+        return [
+            datasets.SplitGenerator(name=split.name, gen_kwargs={"split": split, "shards": split.shards()})
+            for split in splits
+        ]
+
+    def _generate_tables(self, split: Split, shards: list[Shard]) -> Iterator[tuple[str, pa.Table]]:
+        for shard in shards:
+            for number, table in enumerate(split.tables(shard)):
+                yield f"{shard[0]}-{number}", table
+
+
+def _integer(name: str, value: Any, least: int | None) -> None:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, bool) or (least is not None and number < least):
+        wanted = "an integer" if least is None else f"an integer of at least {least}"
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")

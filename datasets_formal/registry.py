@@ -1,0 +1,53 @@
+"""All tasks by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .context_free import ModularArithmeticBrackets, ReverseString, SolveEquation, StackManipulation
+from .context_sensitive import (
+    BinaryAddition,
+    BinaryMultiplication,
+    BucketSort,
+    ComputeSqrt,
+    DuplicateString,
+    MissingDuplicateString,
+    OddsFirst,
+)
+from .regular import CycleNavigation, EvenPairs, ModularArithmetic, ParityCheck
+from .task import Task
+
+_ALL: tuple[Task, ...] = (
+    EvenPairs(),
+    ModularArithmetic(),
+    ParityCheck(),
+    CycleNavigation(),
+    StackManipulation(),
+    ReverseString(),
+    ModularArithmeticBrackets(),
+    SolveEquation(),
+    DuplicateString(),
+    MissingDuplicateString(),
+    OddsFirst(),
+    BinaryAddition(),
+    BinaryMultiplication(),
+    ComputeSqrt(),
+    BucketSort(),
+)
+
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
+
+
+def get_task(name: str) -> Task:
+    """Return the task of that name.
+
+    Raises:
+        ValueError: there is none; the message has the closest name and all names.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    close = difflib.get_close_matches(str(name), TASKS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"There is no task {name!r}.{hint} The tasks are: {', '.join(TASKS)}.")

@@ -1,0 +1,82 @@
+"""Which rows a split has, and how they are cut into shards and blocks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .encoding import DrawnGroup, encode
+from .streams import RowStreams
+from .task import Task
+
+# Part of every row's key: raise it whenever a change alters any row of any task.
+GENERATOR_VERSION = "1.0.0"
+
+_ROWS_PER_SHARD = 16_384
+_LEAST_SHARDS = 16
+_TOKENS_PER_BLOCK = 1 << 21
+
+Shard = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A finite list of rows, each a pure function of its number and the fields below (`rows` apart).
+
+    Attributes:
+        task: the task.
+        name: "train", "validation" or "test"; part of the rows' key.
+        seed: part of the rows' key.
+        rows: number of rows.
+        lengths: the shortest and the longest requested length, both included.
+        rows_per_length: so many rows in succession share a length.
+        ordered: True: the lengths come in order. False: each is drawn evenly from the range.
+    """
+
+    task: Task
+    name: str
+    seed: int
+    rows: int
+    lengths: tuple[int, int]
+    rows_per_length: int
+    ordered: bool = False
+
+    @property
+    def _key(self) -> str:
+        return f"{self.task.name}/{GENERATOR_VERSION}/{self.seed}/{self.name}"
+
+    def lengths_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the requested lengths of the given rows, (rows,) int64."""
+        group = numbers // self.rows_per_length
+        shortest, longest = self.lengths
+        if self.ordered:
+            return shortest + group
+        drawn = RowStreams.keyed(f"{self._key}/lengths", group).integers(longest - shortest + 1, 1)
+        return shortest + drawn[:, 0]
+
+    def shards(self) -> list[Shard]:
+        """Return the first and last-but-one row number of every shard; rows do not depend on this cut."""
+        count = min(self.rows, max(_LEAST_SHARDS, -(-self.rows // _ROWS_PER_SHARD)))
+        cuts = [self.rows * cut // count for cut in range(count + 1)]
+        return list(itertools.pairwise(cuts))
+
+    def tables(self, shard: Shard) -> Iterator[pa.Table]:
+        """Yield the rows of a shard in order, in tables of bounded size."""
+        longest = self.lengths[1]
+        width = self.task.input_length(longest) + self.task.output_length(longest)
+        step = max(1, _TOKENS_PER_BLOCK // width)
+        for start in range(*shard, step):
+            numbers = np.arange(start, min(start + step, shard[1]))
+            lengths = self.lengths_of(numbers)
+            yield encode(self.task, lengths, self._draw(numbers, lengths))
+
+    def _draw(self, numbers: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[DrawnGroup]:
+        for length in np.unique(lengths).tolist():
+            rows = np.flatnonzero(lengths == length)
+            streams = RowStreams.keyed(f"{self._key}/{length}", numbers[rows])
+            yield rows, *self.task.draw(streams, length)

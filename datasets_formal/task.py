@@ -1,0 +1,122 @@
+"""What a task is: an alphabet, a vectorised sampler, an independent solver, and what counts for the score."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .streams import RowStreams
+
+Level = Literal["regular", "deterministic context-free", "context-sensitive"]
+Kind = Literal["class", "sequence"]
+Tokens = NDArray[np.int16]
+
+EMPTY_SYMBOL = "_"
+
+
+class Task(ABC):
+    """A task of the benchmark.
+
+    Inputs are tokens 0..input_size-1, outputs are classes 0..output_size-1. The token input_size is the
+    "empty" token, read as many times as there are outputs, after the input: the answer to output j is read
+    off the model at the j-th empty token.
+
+    Attributes:
+        name: the name to load the task by.
+        level: the level of the Chomsky hierarchy that the benchmark puts the task on.
+        kind: "class" for one output, "sequence" for `output_length(length)` of them.
+        alphabet: the symbol of every input token, one character each.
+        output_alphabet: the symbol of every class, one character each.
+        terminator: the class after whose first occurrence outputs no longer count, or None.
+        chance: the accuracy of guessing evenly among the classes that an output can take.
+        source: where the task was published.
+    """
+
+    name: ClassVar[str]
+    level: ClassVar[Level]
+    kind: ClassVar[Kind]
+    alphabet: ClassVar[str]
+    output_alphabet: ClassVar[str]
+    terminator: ClassVar[int | None] = None
+    chance: ClassVar[float]
+    source: ClassVar[str] = "Delétang et al., ICLR 2023, arXiv 2207.02098"
+
+    @property
+    def input_size(self) -> int:
+        """Number of input tokens; also the id of the empty token."""
+        return len(self.alphabet)
+
+    @property
+    def output_size(self) -> int:
+        """Number of classes."""
+        return len(self.output_alphabet)
+
+    @property
+    def summary(self) -> str:
+        """First line of the task's documentation."""
+        return (self.__doc__ or "").partition("\n")[0]
+
+    def input_length(self, length: int) -> int:
+        """Return the number of input tokens in a row of the requested length."""
+        return length
+
+    def output_length(self, length: int) -> int:
+        """Return the number of outputs of a row of the requested length."""
+        return 1
+
+    @abstractmethod
+    def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
+        """Return one row of the requested length for every stream.
+
+        Returns:
+            inputs (rows, input_length(length)) and outputs (rows, output_length(length)), both int16.
+        """
+
+    @abstractmethod
+    def _solve(self, symbols: str) -> str:
+        """Return the output symbols for the input symbols, by other means than `draw`."""
+
+    def sample(self, generator: np.random.Generator, batch: int, length: int) -> tuple[Tokens, Tokens]:
+        """Draw `batch` rows of the requested length.
+
+        Args:
+            generator: the only source of randomness.
+            batch: number of rows, at least 0.
+            length: requested input length, at least 1.
+
+        Returns:
+            inputs (batch, input_length(length)) and outputs (batch, output_length(length)), both int16.
+
+        Raises:
+            ValueError: `batch` or `length` is too small.
+        """
+        if batch < 0:
+            raise ValueError(f"batch must be at least 0, got {batch}")
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        return self.draw(RowStreams.seeded(generator, batch), length)
+
+    def solve(self, tokens: Sequence[int]) -> list[int]:
+        """Return the outputs that belong to one row of input tokens.
+
+        Raises:
+            ValueError: a token is outside the alphabet, or the row is not an input of this task.
+        """
+        if len(tokens) == 0:
+            raise ValueError(f"{self.name} needs at least one input token, got none")
+        wrong = [token for token in tokens if not 0 <= token < self.input_size]
+        if wrong:
+            raise ValueError(f"{self.name} knows the tokens 0..{self.input_size - 1}, got {wrong[0]}")
+        answer = self._solve("".join(self.alphabet[token] for token in tokens))
+        return [self.output_alphabet.index(symbol) for symbol in answer]
+
+    def scored(self, outputs: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Return which outputs count for the benchmark's accuracy, (rows, outputs) bool."""
+        if self.terminator is None:
+            return np.ones(outputs.shape, dtype=np.bool_)
+        ends = outputs == self.terminator
+        return np.cumsum(ends, axis=-1) - ends == 0

@@ -15,20 +15,28 @@ from .context_free import StackManipulation
 from .context_sensitive import BinaryAddition
 from .encoding import encode
 from .expressions import evaluate
+from .listops import ListOps
+from .recall import AssociativeRecall
+from .recognition import First
 from .registry import TASKS, get_task
 from .regular import ParityCheck
 from .splits import GENERATOR_VERSION, Shard, Split
 from .streams import RowStreams
 from .task import Task
+from .word_problems import WordProblem
 
 __all__ = [
+    "AssociativeRecall",
     "BinaryAddition",
     "DatasetsFormal",
+    "First",
     "FormalConfig",
+    "ListOps",
     "ParityCheck",
     "RowStreams",
     "StackManipulation",
     "Task",
+    "WordProblem",
     "encode",
     "evaluate",
 ]

@@ -8,9 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .task import EMPTY_SYMBOL, Task, Tokens
-
-IGNORED = -100
+from .task import EMPTY_SYMBOL, IGNORED, Task, Tokens
 
 DrawnGroup = tuple[NDArray[np.intp], Tokens, Tokens]
 
@@ -24,15 +22,16 @@ def encode(task: Task, lengths: NDArray[np.int64], groups: Iterable[DrawnGroup])
         groups: for every length, which rows of the block have it, their inputs and their outputs.
 
     Returns:
-        Columns `input_ids` (the input, then an empty token for every output), `labels` (the class, or a list
-        as long as `input_ids` with -100 on the input), `text` (the input symbols; in "sequence" tasks also
-        the empty symbols, as the tokenizer appends only that of "class" tasks), `target` (the output symbols)
-        and `length` (the requested length).
+        Columns `input_ids` (the input, then an empty token for every output unless the task is of kind
+        "tags"), `labels` (the class, or a list as long as `input_ids` with -100 where nothing is asked),
+        `text` (the symbols of `input_ids`, without the empty token that the tokenizers of "class" tasks
+        append), `target` (the output symbols) and `length` (the requested length).
     """
     used, where = np.unique(lengths, return_inverse=True)
     taken = np.array([task.input_length(int(length)) for length in used])[where]
     given = np.array([task.output_length(int(length)) for length in used])[where]
-    starts, output_starts = _offsets(taken + given), _offsets(given)
+    starts = _offsets(taken if task.kind == "tags" else taken + given)
+    output_starts = _offsets(given)
 
     input_ids = np.full(starts[-1], task.input_size, dtype=np.int32)
     outputs = np.empty(output_starts[-1], dtype=np.int32)
@@ -40,22 +39,24 @@ def encode(task: Task, lengths: NDArray[np.int64], groups: Iterable[DrawnGroup])
         input_ids[starts[rows][:, None] + np.arange(drawn_inputs.shape[1])] = drawn_inputs
         outputs[output_starts[rows][:, None] + np.arange(drawn_outputs.shape[1])] = drawn_outputs
 
-    is_output = input_ids == task.input_size
+    written, written_starts = input_ids, starts
     labels: pa.Array
     if task.kind == "class":
         labels = pa.array(outputs.astype(np.int64))
-        text = _strings(task.alphabet, input_ids[~is_output], _offsets(taken))
-    else:
+        written, written_starts = input_ids[input_ids != task.input_size], _offsets(taken)
+    elif task.kind == "sequence":
         spread = np.full(len(input_ids), IGNORED, dtype=np.int32)
-        spread[is_output] = outputs
+        spread[input_ids == task.input_size] = outputs
         labels = _lists(spread, starts)
-        text = _strings(task.alphabet + EMPTY_SYMBOL, input_ids, starts)
+    else:
+        labels = _lists(outputs, starts)
+    answers = np.where(outputs == IGNORED, task.output_size, outputs)
     return pa.table(
         {
             "input_ids": _lists(input_ids, starts),
             "labels": labels,
-            "text": text,
-            "target": _strings(task.output_alphabet, outputs, output_starts),
+            "text": _strings(task.alphabet + EMPTY_SYMBOL, written, written_starts),
+            "target": _strings(task.output_alphabet + EMPTY_SYMBOL, answers, output_starts),
             "length": pa.array(lengths.astype(np.int32)),
         }
     )

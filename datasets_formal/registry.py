@@ -16,8 +16,12 @@ from .context_sensitive import (
     MissingDuplicateString,
     OddsFirst,
 )
+from .listops import ListOps
+from .recall import AssociativeRecall
+from .recognition import BoundedDyck, First, Majority
 from .regular import CycleNavigation, EvenPairs, ModularArithmetic, ParityCheck
 from .task import Task
+from .word_problems import word_problems
 
 _ALL: tuple[Task, ...] = (
     EvenPairs(),
@@ -35,6 +39,12 @@ _ALL: tuple[Task, ...] = (
     BinaryMultiplication(),
     ComputeSqrt(),
     BucketSort(),
+    *word_problems(),
+    BoundedDyck(),
+    ListOps(),
+    First(),
+    Majority(),
+    AssociativeRecall(),
 )
 
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
@@ -48,6 +58,6 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    close = difflib.get_close_matches(str(name), TASKS, n=1)
+    close = [known for known in TASKS if str(name) in known] or difflib.get_close_matches(str(name), TASKS)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"There is no task {name!r}.{hint} The tasks are: {', '.join(TASKS)}.")

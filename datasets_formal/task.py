@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from .streams import RowStreams
 
 Level = Literal["regular", "deterministic context-free", "context-sensitive"]
-Kind = Literal["class", "sequence"]
+Kind = Literal["class", "sequence", "tags"]
 Tokens = NDArray[np.int16]
 
 EMPTY_SYMBOL = "_"
+IGNORED = -100
 
 
 class Task(ABC):
@@ -23,12 +24,14 @@ class Task(ABC):
 
     Inputs are tokens 0..input_size-1, outputs are classes 0..output_size-1. The token input_size is the
     "empty" token, read as many times as there are outputs, after the input: the answer to output j is read
-    off the model at the j-th empty token.
+    off the model at the j-th empty token. Tasks of kind "tags" have no empty tokens: output j is read at
+    token j, and is -100 (`_` as a symbol) where nothing is asked.
 
     Attributes:
         name: the name to load the task by.
-        level: the level of the Chomsky hierarchy that the benchmark puts the task on.
-        kind: "class" for one output, "sequence" for `output_length(length)` of them.
+        level: the level of the Chomsky hierarchy that its source puts the task on.
+        kind: "class" for one output after the input, "sequence" for `output_length(length)` of them, "tags"
+            for one at every input token.
         alphabet: the symbol of every input token, one character each.
         output_alphabet: the symbol of every class, one character each.
         terminator: the class after whose first occurrence outputs no longer count, or None.
@@ -36,14 +39,14 @@ class Task(ABC):
         source: where the task was published.
     """
 
-    name: ClassVar[str]
-    level: ClassVar[Level]
-    kind: ClassVar[Kind]
-    alphabet: ClassVar[str]
-    output_alphabet: ClassVar[str]
-    terminator: ClassVar[int | None] = None
-    chance: ClassVar[float]
-    source: ClassVar[str] = "Delétang et al., ICLR 2023, arXiv 2207.02098"
+    name: str
+    level: Level
+    kind: Kind
+    alphabet: str
+    output_alphabet: str
+    terminator: int | None = None
+    chance: float
+    source: str = "Delétang et al., ICLR 2023, arXiv 2207.02098"
 
     @property
     def input_size(self) -> int:
@@ -112,11 +115,12 @@ class Task(ABC):
         if wrong:
             raise ValueError(f"{self.name} knows the tokens 0..{self.input_size - 1}, got {wrong[0]}")
         answer = self._solve("".join(self.alphabet[token] for token in tokens))
-        return [self.output_alphabet.index(symbol) for symbol in answer]
+        return [IGNORED if symbol == EMPTY_SYMBOL else self.output_alphabet.index(symbol) for symbol in answer]
 
     def scored(self, outputs: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Return which outputs count for the benchmark's accuracy, (rows, outputs) bool."""
+        asked = outputs != IGNORED
         if self.terminator is None:
-            return np.ones(outputs.shape, dtype=np.bool_)
+            return asked
         ends = outputs == self.terminator
-        return np.cumsum(ends, axis=-1) - ends == 0
+        return asked & (np.cumsum(ends, axis=-1) - ends == 0)

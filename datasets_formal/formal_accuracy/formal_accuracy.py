@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from datasets_formal.scoring import formal_accuracy
+from datasets_formal.scoring import flatten, formal_accuracy
 
 _DESCRIPTION = """
 Share of the scored outputs of a formal-language task that a model predicts.
@@ -15,10 +15,10 @@ _KWARGS = """
 Args:
     predictions: a class for every row, or a list of classes for every row.
     references: the same with the true classes; entries of -100 are ignored.
-    task: the name of the task, which says which outputs are scored.
+    task: the name of the task, which says which outputs are scored, or a list with every row's task.
     lengths: optional, the requested length of every row: adds the accuracy of every length and their mean.
 Returns:
-    accuracy, and with lengths: accuracy_by_length, score, solved.
+    accuracy, and with lengths accuracy_by_length, score and solved; with a list of tasks, by_task and by_level.
 """
 
 _CITATION = """
@@ -47,5 +47,11 @@ class FormalAccuracy(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions: Any, references: Any, task: str, lengths: Any = None) -> dict[str, Any]:
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Store predictions and references, (rows,) or (rows, outputs); ValueError unless they are integers."""
+        for name, rows in (("predictions", predictions), ("references", references)):
+            flatten(name, rows)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def _compute(self, predictions: Any, references: Any, task: Any, lengths: Any = None) -> dict[str, Any]:
         return formal_accuracy(predictions, references, task=task, lengths=lengths)

@@ -24,17 +24,14 @@ def test_columns_agree_with_each_other_and_with_the_solver(name: str, load: Load
     splits = load(name, test_examples_per_length=1)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 300, "validation": 20, "test": 10}
     for row in itertools.chain(splits["train"].select(range(100)), splits["test"]):
-        outputs = task.output_length(row["length"])
-        inputs = row["input_ids"][:-outputs]
-        assert len(inputs) == task.input_length(row["length"])
-        assert row["input_ids"][-outputs:] == [task.input_size] * outputs
+        taken, given = task.input_length(row["length"]), task.output_length(row["length"])
+        inputs, empties = row["input_ids"][:taken], row["input_ids"][taken:]
+        assert empties == ([] if task.kind == "tags" else [task.input_size] * given)
         answer = task.solve(inputs)
-        assert row["target"] == "".join(task.output_alphabet[value] for value in answer)
+        assert row["target"] == "".join("_" if value < 0 else task.output_alphabet[value] for value in answer)
         assert tokenizer(row["text"])["input_ids"] == row["input_ids"]
-        if task.kind == "class":
-            assert [row["labels"]] == answer
-        else:
-            assert row["labels"] == [-100] * len(inputs) + answer
+        expected = {"class": answer[0], "sequence": [-100] * taken + answer, "tags": answer}
+        assert row["labels"] == expected[task.kind]
     assert set(splits["train"]["length"]) <= set(range(1, 41))
     assert list(splits["test"]["length"]) == list(range(41, 51))
 

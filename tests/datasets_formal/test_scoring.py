@@ -38,7 +38,8 @@ def test_full_length_labels_may_be_given() -> None:
 
 def test_scored_outputs_are_those_of_the_reference_rows(reference_rows: list[dict[str, Any]]) -> None:
     generator = np.random.default_rng(0)
-    for name, task in TASKS.items():
+    for name in {row["task"] for row in reference_rows}:
+        task = TASKS[name]
         rows = [row for row in reference_rows if row["task"] == name]
         predictions = [generator.integers(0, task.output_size, len(row["output"])) for row in rows]
         lengths = [row["length"] for row in rows]
@@ -54,6 +55,27 @@ def test_scored_outputs_are_those_of_the_reference_rows(reference_rows: list[dic
         assert scores["score"] == pytest.approx(np.mean(means))
 
 
+def test_tasks_may_be_mixed(metric: Any) -> None:
+    tasks = ["parity_check", "reverse_string", "even_pairs", "parity_check"]
+    predictions, references = [[1], [0, 1], [0], [0]], [[1], [0, 0], [1], [0]]
+    scores = metric.compute(predictions=predictions, references=references, task=tasks, lengths=[1, 2, 1, 1])
+    assert scores["by_level"] == {"regular": 0.5, "deterministic context-free": 0.5}
+    assert scores["by_task"]["parity_check"] == {
+        "accuracy": 1.0,
+        "accuracy_by_length": {1: 1.0},
+        "score": 1.0,
+        "solved": True,
+    }
+    assert formal_accuracy(predictions, references, tasks)["by_task"]["even_pairs"] == {"accuracy": 0.0}
+
+
+def test_metric_checks_its_inputs(metric: Any) -> None:
+    with pytest.raises(ValueError, match="take the argmax"):
+        metric.compute(predictions=[0.5], references=[1], task="parity_check")
+    with pytest.raises(ValueError, match="Mismatch in the number of predictions"):
+        metric.compute(predictions=[0, 1], references=[1], task="parity_check")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -62,6 +84,9 @@ def test_scored_outputs_are_those_of_the_reference_rows(reference_rows: list[dic
         (([0.5], [1], "parity_check"), "predictions must be classes .* take the argmax"),
         (([[1]], [[-100]], "reverse_string"), "no scored output"),
         (([], [], "parity_check"), "no scored output"),
+        (([1, 1], [[-100], [1]], "reverse_string", [3, 4]), "no scored output at length 3"),
+        (([1], [2], "parity_check"), r"references of parity_check must be classes 0\.\.1 or -100, got 2"),
+        (([1], [1], ["parity_check", "first"]), "task must have one entry a row, got 2 for 1"),
         (([1], [1], "parity_check", [1, 2]), "lengths must have one entry a row, got 2 for 1"),
         (([1], [1], "parity"), "Did you mean 'parity_check'"),
     ],

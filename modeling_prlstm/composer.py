@@ -12,7 +12,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
-from .schedule import TRACED_LEVELS, block_index, block_levels, num_levels
+from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
+
+# Up to this many ids, the leaf of every id is computed once and looked up; above it, the leaf of every token.
+SMALL_VOCABULARY = 1024
 
 
 class PRLSTMBinary(nn.Linear):
@@ -68,47 +71,63 @@ class PRLSTMComposer(nn.Module):
             The leaves' hidden states [B, T, H], and the prefixes' hidden states: [B, T, H] by scan (those past a
             row's length have no meaning), [B, H] of the whole rows by reduce.
         """
-        leaves = self.cell.leaf(self.leaf(inputs)) if inputs.is_floating_point() else self._leaves_of_ids(inputs)
+        if torch.compiler.is_compiling():
+            return self._trace(inputs, lengths, every_prefix)
+        leaves = self._leaves(inputs)
         levels = self._up_sweep(leaves)
         if every_prefix:
             states = self._scan(levels)
-        elif lengths is None and not torch.compiler.is_compiling():
-            states = self._fold(levels, leaves[0].shape[1])
         else:
-            if lengths is None:
-                lengths = inputs.new_full((inputs.shape[0],), inputs.shape[1], dtype=torch.int64)
-            states = self._fold_each(levels, lengths)
+            states = self._fold(levels, inputs.shape[1]) if lengths is None else self._fold_each(levels, lengths)
         return leaves[0], states[0]
+
+    def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
+        """`forward` for a graph of any batch size and length, where no loop can depend on either.
+
+        It runs a fixed number of levels. Every few of them are padded so that they halve without a remainder: blocks
+        that hold padding are never read.
+        """
+        length = inputs.shape[1]
+        leaves = self._leaves(_pad_for_trace(inputs))
+        levels = [leaves]
+        for level in range(1, TRACED_LEVELS + 1):
+            left, right = (tuple(part[:, side::2] for part in levels[-1]) for side in (0, 1))
+            merged = self._append(left, right)
+            if level % TRACED_STAGE == 0:
+                merged = tuple(_pad_for_trace(part) for part in merged)
+            levels.append(merged)
+        if every_prefix:
+            return _crop(leaves[0], length), _crop(self._scan(levels)[0], length)
+        if lengths is None:
+            lengths = inputs.new_full((inputs.shape[0],), length, dtype=torch.int64)
+        return _crop(leaves[0], length), self._fold_each(levels, lengths)[0]
+
+    def _leaves(self, inputs: Tensor) -> State:
+        """Leaf states [B, T, H] of ids [B, T] or embeddings [B, T, E]."""
+        return self.cell.leaf(self.leaf(inputs)) if inputs.is_floating_point() else self._leaves_of_ids(inputs)
 
     def _leaves_of_ids(self, tokens: Tensor) -> State:
         """Leaf states of ids [B, T]. A leaf depends on its token's id alone: each id of a small vocabulary once."""
         vocab_size = self.leaf.in_features if self.embed_tokens is None else self.embed_tokens.num_embeddings
-        ids = tokens
-        if vocab_size <= tokens.numel():
-            ids = torch.arange(vocab_size, device=tokens.device)
+        small = vocab_size <= SMALL_VOCABULARY
+        ids = torch.arange(vocab_size, device=tokens.device) if small else tokens
         if self.embed_tokens is None:  # W_leaf times a one-hot vector is a column of W_leaf
             product = F.embedding(ids, self.leaf.weight.t()) + self.leaf.bias
             product = product.to(_product_dtype(product))
         else:
             product = self.leaf(self.embed_tokens(ids))
         leaves = self.cell.leaf(product)
-        return leaves if ids is tokens else tuple(F.embedding(tokens, part) for part in leaves)
+        return tuple(F.embedding(tokens, part) for part in leaves) if small else leaves
 
     def _up_sweep(self, leaves: State) -> list[State]:
         """The states of all complete blocks, by level: [B, T >> k, H] at level k.
 
-        In (batch, length, H) layout the pairs of a level lie side by side: a view, no copy. A graph that is traced
-        for any length pads each level by two, so that no level becomes empty: [B, T_k // 2 + 1, H] above T_k.
+        In this layout the pairs of a level lie side by side: a view, no copy.
         """
-        tracing = torch.compiler.is_compiling()
-        length = leaves[0].shape[1]
         levels = [leaves]
-        for _ in range(TRACED_LEVELS if tracing else num_levels(length)):
-            below = levels[-1]
-            if tracing:
-                below = tuple(F.pad(part, (0, 0, 0, 2)) for part in below)
-            pairs = below[0].shape[1] // 2
-            levels.append(self.merge(*(part[:, : 2 * pairs].unflatten(1, (pairs, 2)) for part in below)))
+        for _ in range(num_levels(leaves[0].shape[1])):
+            pairs = levels[-1][0].shape[1] // 2
+            levels.append(self.merge(*(part[:, : 2 * pairs].unflatten(1, (pairs, 2)) for part in levels[-1])))
         return levels
 
     def _scan(self, levels: list[State]) -> State:
@@ -120,12 +139,13 @@ class PRLSTMComposer(nn.Module):
         prefixes = levels[-1]
         for blocks in reversed(levels[:-1]):
             count = blocks[0].shape[1]
+            known = tuple(_crop(part, count // 2) for part in prefixes)
             appended = tuple(part[:, 2::2] for part in blocks)
-            known = tuple(part[:, : appended[0].shape[1]] for part in prefixes)
-            merged = self.merge(*(torch.stack(pair, dim=-2) for pair in zip(known, appended, strict=True)))
+            before = tuple(_crop(part, (count - 1) // 2) for part in known)
+            merged = self._append(before, appended)
             prefixes = tuple(
-                torch.cat((first[:, :1], _interleave(above, odd)), dim=1)[:, :count]
-                for first, above, odd in zip(blocks, prefixes, merged, strict=True)
+                torch.cat((first[:, :1], _interleave(even, odd)), dim=1)
+                for first, even, odd in zip(blocks, known, merged, strict=True)
             )
         return prefixes
 
@@ -157,7 +177,7 @@ class PRLSTMComposer(nn.Module):
         return tuple(part.gather(1, index.expand(-1, 1, part.shape[-1])).squeeze(1) for part in levels[level])
 
     def _append(self, state: State, block: State) -> State:
-        """The states [B, H] of prefixes `state` followed by `block`."""
+        """The states [..., H] of prefixes `state` [..., H] followed by `block` [..., H]."""
         return self.merge(*(torch.stack(pair, dim=-2) for pair in zip(state, block, strict=True)))
 
 
@@ -166,6 +186,27 @@ def _interleave(first: Tensor, second: Tensor) -> Tensor:
     count = second.shape[1]
     both = torch.stack((first[:, :count], second), dim=2).flatten(1, 2)
     return torch.cat((both, first[:, count:]), dim=1)
+
+
+def _crop(states: Tensor, length: int) -> Tensor:
+    """The first `length` positions of `states` [B, T, H].
+
+    A traced slice makes the graph ask whether it is contiguous, which depends on the length; a copy is.
+    """
+    if torch.compiler.is_compiling():
+        return states[:, torch.arange(length, device=states.device)]
+    return states[:, :length]
+
+
+def _pad_for_trace(inputs: Tensor) -> Tensor:
+    """`inputs` [B, T, ...] with its last position repeated up to a length that halves TRACED_STAGE times.
+
+    To at least three chunks: a traced size that can be 0 or 1, as one less than two, would make a graph of its own.
+    """
+    chunk = 2**TRACED_STAGE
+    length = inputs.shape[1]
+    padded = ((length + chunk - 1) // chunk + 2) * chunk
+    return inputs[:, torch.arange(padded, device=inputs.device).clamp(max=length - 1)]
 
 
 def _product_dtype(product: Tensor) -> torch.dtype:

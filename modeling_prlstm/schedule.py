@@ -9,9 +9,10 @@ Level k of the tree holds the states of the complete blocks of 2**k neighbouring
 tokens j * 2**k to (j + 1) * 2**k - 1.
 """
 
-# Levels that a traced graph runs: a graph for any length cannot loop on the length, so it runs a fixed number of
-# them, enough for 2**(TRACED_LEVELS + 1) - 1 tokens. Levels above the length's own merge padding that nothing reads.
-TRACED_LEVELS = 17
+# A graph that is traced for any length cannot loop on the length. It runs this many levels, enough for
+# 2**(TRACED_LEVELS + 1) - 1 tokens, and pads every TRACED_STAGE levels.
+TRACED_LEVELS = 18
+TRACED_STAGE = 3
 
 
 def num_levels(length: int) -> int:

@@ -13,7 +13,7 @@ import pyarrow as pa
 # datasets 3 copies exactly the siblings that are imported here, one a line, and none of their own imports.
 from .context_free import StackManipulation
 from .context_sensitive import BinaryAddition
-from .encoding import encode
+from .encoding import column_types
 from .expressions import evaluate
 from .listops import ListOps
 from .recall import AssociativeRecall
@@ -37,7 +37,6 @@ __all__ = [
     "StackManipulation",
     "Task",
     "WordProblem",
-    "encode",
     "evaluate",
 ]
 
@@ -88,6 +87,20 @@ class FormalConfig(datasets.BuilderConfig):
                     f"{name} must rise and stay within 1..{MAX_LENGTH}, got {lengths!r}: give (shortest, longest)"
                 )
 
+    def splits(self) -> list[Split]:
+        """Return the train, validation and test splits of the task that the configuration is named after."""
+        task = get_task(self.name)
+        train_rows = _ENDLESS_ROWS if self.train_examples == ENDLESS else int(self.train_examples)
+        train_lengths = (self.train_lengths[0], self.train_lengths[1])
+        test_lengths = (self.test_lengths[0], self.test_lengths[1])
+        each = self.test_examples_per_length
+        test_rows = (test_lengths[1] - test_lengths[0] + 1) * each
+        return [
+            Split(task, "train", self.seed, train_rows, train_lengths, self.rows_per_length),
+            Split(task, "validation", self.seed, self.validation_examples, train_lengths, self.rows_per_length),
+            Split(task, "test", self.seed, test_rows, test_lengths, each, ordered=True),
+        ]
+
 
 class DatasetsFormal(datasets.ArrowBasedBuilder):
     """Builds the splits of one task; `BUILDER_CONFIGS` has one configuration a task."""
@@ -106,45 +119,15 @@ class DatasetsFormal(datasets.ArrowBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         task = get_task(self.config.name)
-        classes = datasets.ClassLabel(names=list(task.output_alphabet))
-        return datasets.DatasetInfo(
-            description=task.__doc__ or "",
-            features=datasets.Features(
-                {
-                    "input_ids": datasets.Sequence(datasets.Value("int32")),
-                    "labels": classes if task.kind == "class" else datasets.Sequence(datasets.Value("int32")),
-                    "text": datasets.Value("string"),
-                    "target": datasets.Value("string"),
-                    "length": datasets.Value("int32"),
-                }
-            ),
-        )
+        features = datasets.Features.from_dict(column_types(task))
+        return datasets.DatasetInfo(description=task.__doc__ or "", features=features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        config, task = self.config, get_task(self.config.name)
-        endless = config.train_examples == ENDLESS
-        if endless and not dl_manager.is_streaming:
-            raise ValueError(f"train_examples={ENDLESS!r} needs streaming=True; give a number to store the rows")
-        shortest, longest = config.test_lengths
-        test_rows = (longest - shortest + 1) * config.test_examples_per_length
-        drawn = (tuple(config.train_lengths), config.rows_per_length)
-        train_rows = _ENDLESS_ROWS if endless else config.train_examples
-        splits = [
-            Split(task, "train", config.seed, train_rows, *drawn),
-            Split(task, "validation", config.seed, config.validation_examples, *drawn),
-            Split(
-                task,
-                "test",
-                config.seed,
-                test_rows,
-                (shortest, longest),
-                config.test_examples_per_length,
-                ordered=True,
-            ),
-        ]
+        if self.config.train_examples == ENDLESS and not dl_manager.is_streaming:
+            raise ValueError(f"train_examples={ENDLESS!r} needs streaming=True; to store rows, give a number")
         return [
             datasets.SplitGenerator(name=split.name, gen_kwargs={"split": split, "shards": split.shards()})
-            for split in splits
+            for split in self.config.splits()
         ]
 
     def _generate_tables(self, split: Split, shards: list[Shard]) -> Iterator[tuple[str, pa.Table]]:

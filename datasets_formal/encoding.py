@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,20 @@ from numpy.typing import NDArray
 from .task import EMPTY_SYMBOL, IGNORED, Task, Tokens
 
 DrawnGroup = tuple[NDArray[np.intp], Tokens, Tokens]
+
+
+def column_types(task: Task) -> dict[str, Any]:
+    """Return the columns' types as a dataset's metadata spells them, in words that old and new versions read."""
+    number = {"dtype": "int32", "_type": "Value"}
+    text = {"dtype": "string", "_type": "Value"}
+    classes = {"names": list(task.output_alphabet), "_type": "ClassLabel"}
+    return {
+        "input_ids": {"feature": number, "_type": "Sequence"},
+        "labels": classes if task.kind == "class" else {"feature": number, "_type": "Sequence"},
+        "text": text,
+        "target": text,
+        "length": number,
+    }
 
 
 def encode(task: Task, lengths: NDArray[np.int64], groups: Iterable[DrawnGroup]) -> pa.Table:

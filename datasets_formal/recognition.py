@@ -11,6 +11,44 @@ from .task import Task, Tokens
 _FLARE = "Butoi et al., ICLR 2025, arXiv 2411.07107"
 
 
+_DEPTH = 3
+_EMPTY_STACK = 1
+_BROKEN = 0
+
+
+def _dyck_tables() -> tuple[NDArray[np.int64], NDArray[np.int16], NDArray[np.int64]]:
+    """Return the moves of the automaton behind `BoundedDyck`.
+
+    A stack of open brackets is a number: a leading binary 1, then a digit for each bracket's kind, outermost
+    first. 0 is the state after a mistake.
+
+    Returns:
+        the next stack and the token written, by the greatest depth allowed, the stack and a random choice in
+        0..3 (its lowest digit asks to open, the other one is the kind); and the next stack by the stack and
+        the token read.
+    """
+    stacks = 2 ** (_DEPTH + 1)
+    step, written = np.zeros((_DEPTH + 1, stacks, 4), np.int64), np.zeros((_DEPTH + 1, stacks, 4), np.int16)
+    read = np.full((stacks, 4), _BROKEN, np.int64)
+    for stack in range(_EMPTY_STACK, stacks):
+        height, innermost = stack.bit_length() - 1, stack & 1
+        for kind in (0, 1):
+            if height < _DEPTH:
+                read[stack, 2 * kind] = 2 * stack + kind
+        if height:
+            read[stack, 2 * innermost + 1] = stack >> 1
+        for highest in range(_DEPTH + 1):
+            for choice in range(4):
+                opens = height < highest and (choice & 1 or height == 0)
+                token = 2 * (choice >> 1) if opens else 2 * innermost + 1
+                written[highest, stack, choice] = token
+                step[highest, stack, choice] = read[stack, token]
+    return step, written, read
+
+
+_STEP, _STEP_TOKEN, _READ = _dyck_tables()
+
+
 class First(Task):
     """Tell whether the string begins with 1.
 
@@ -70,7 +108,6 @@ class BoundedDyck(Task):
     output_alphabet = "01"
     chance = 1 / 2
     source = _FLARE
-    depth = 3
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw members, and spoil half of them.
@@ -99,39 +136,29 @@ class BoundedDyck(Task):
         return first, (first + 1 + gap) % length
 
     def _members(self, streams: RowStreams, length: int) -> Tokens:
-        steps, kinds = streams.bits(length), streams.bits(length)
-        tokens = np.empty((streams.rows, length), dtype=np.int16)
-        rows = np.arange(streams.rows)
-        open_kinds = np.zeros((streams.rows, self.depth + 1), dtype=np.int16)
-        height = np.zeros(streams.rows, dtype=np.int64)
+        """Return members of the language, (rows, length)."""
+        choices = streams.integers(4, length)
+        stacks = np.empty((streams.rows, length), dtype=np.int64)
+        highest = np.minimum(_DEPTH, length - np.arange(length))
+        stack = np.full(streams.rows, _EMPTY_STACK)
         for place in range(length):
-            highest = min(self.depth, length - place)
-            opens = ((steps[:, place] == 1) | (height == 0)) & (height < highest)
-            open_kinds[rows[opens], height[opens]] = kinds[opens, place]
-            height += np.where(opens, 1, -1)
-            innermost = open_kinds[rows, height - opens]
-            tokens[:, place] = 2 * innermost + np.where(opens, 0, 1)
-        return tokens
+            stacks[:, place] = stack
+            stack = _STEP[highest[place], stack, choices[:, place]]
+        return _STEP_TOKEN[highest, stacks, choices]
 
     def _belongs(self, tokens: Tokens) -> NDArray[np.bool_]:
-        rows = np.arange(len(tokens))
-        alive = np.ones(len(tokens), dtype=np.bool_)
-        open_kinds = np.zeros((len(tokens), self.depth), dtype=np.int16)
-        height = np.zeros(len(tokens), dtype=np.int64)
+        """Return which rows of tokens are members, (rows,)."""
+        stack = np.full(len(tokens), _EMPTY_STACK)
         for token in tokens.T:
-            opens, kind = token % 2 == 0, token // 2
-            alive &= np.where(opens, height < self.depth, (height > 0) & (open_kinds[rows, height - 1] == kind))
-            deeper = alive & opens
-            open_kinds[rows[deeper], height[deeper]] = kind[deeper]
-            height += np.where(alive, np.where(opens, 1, -1), 0)
-        return alive & (height == 0)
+            stack = _READ[stack, token]
+        return stack == _EMPTY_STACK
 
     def _solve(self, symbols: str) -> str:
         expected: list[str] = []
         for symbol in symbols.rstrip("#"):
             if symbol in "([":
                 expected.append({"(": ")", "[": "]"}[symbol])
-                if len(expected) > self.depth:
+                if len(expected) > _DEPTH:
                     return "0"
             elif not expected or expected.pop() != symbol:
                 return "0"

@@ -50,6 +50,11 @@ class Split:
     def _key(self) -> str:
         return f"{self.task.name}/{GENERATOR_VERSION}/{self.seed}/{self.name}"
 
+    @property
+    def longest_row(self) -> int:
+        """Return the most tokens and outputs that a row can have."""
+        return self.task.input_length(self.lengths[1]) + self.task.output_length(self.lengths[1])
+
     def lengths_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the requested lengths of the given rows, (rows,) int64."""
         group = numbers // self.rows_per_length
@@ -67,9 +72,7 @@ class Split:
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:
         """Yield the rows of a shard in order, in tables of bounded size."""
-        longest = self.lengths[1]
-        width = self.task.input_length(longest) + self.task.output_length(longest)
-        step = max(1, _TOKENS_PER_BLOCK // width)
+        step = max(1, _TOKENS_PER_BLOCK // self.longest_row)
         for start in range(*shard, step):
             numbers = np.arange(start, min(start + step, shard[1]))
             lengths = self.lengths_of(numbers)

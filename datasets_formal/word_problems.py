@@ -36,6 +36,7 @@ class WordProblem(Task):
         self.chance = 1 / len(elements)
         self._group = group.upper()
         self._elements = elements
+        self._table = _multiplication_table(elements)
 
     @property
     def summary(self) -> str:
@@ -50,11 +51,10 @@ class WordProblem(Task):
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw elements evenly; all prefixes are multiplied at once, by doubling."""
         inputs = streams.integers(self.input_size, length).astype(np.int16)
-        table = _multiplication_table(self._elements)
         products = inputs
         shift = 1
         while shift < length:
-            later = table[products[:, :-shift], products[:, shift:]]
+            later = self._table[products[:, :-shift], products[:, shift:]]
             products = np.concatenate([products[:, :shift], later], axis=1)
             shift *= 2
         return inputs, products[:, -self.output_length(length) :]
@@ -85,8 +85,9 @@ def _inversions(permutation: Permutation) -> int:
 
 
 def _multiplication_table(elements: list[Permutation]) -> NDArray[np.int16]:
-    number = {element: place for place, element in enumerate(elements)}
-    return np.array(
-        [[number[tuple(right[place] for place in left)] for right in elements] for left in elements],
-        dtype=np.int16,
-    )
+    """Return the number of the product of every two elements, (elements, elements)."""
+    permutations = np.array(elements)
+    products = permutations[:, permutations].transpose(1, 0, 2)
+    # Read as digits, permutations in lexicographic order are rising numbers.
+    weights = 10 ** np.arange(permutations.shape[1])[::-1]
+    return np.searchsorted(permutations @ weights, products @ weights).astype(np.int16)

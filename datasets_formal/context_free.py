@@ -123,19 +123,19 @@ class StackManipulation(Task):
         """Draw the size of the stack (at least 1, leaving room for an action), its bits, and the actions."""
         size = 1 + streams.integers(max(length - 1, 1), 1)
         at_start = np.arange(length) < size
-        inputs = np.where(at_start, streams.bits(length), 2 + streams.integers(3, length)).astype(np.int16)
+        inputs = np.where(at_start, streams.bits(length), streams.integers(3, length).astype(np.int16) + 2)
 
         # The height is a walk held at 0 or above; a push survives if the height never falls below its own.
         push = inputs != 2
-        walk = np.cumsum(np.where(push, 1, -1), axis=1, dtype=np.int32)
+        walk = np.cumsum(2 * push.view(np.int8) - 1, axis=1, dtype=np.int32)
         height = walk - np.minimum(np.minimum.accumulate(walk, axis=1), 0)
-        lowest_from_here = np.minimum.accumulate(height[:, ::-1], axis=1)[:, ::-1]
-        row, position = np.nonzero(push & (height == lowest_from_here))
-        top = height[:, -1]
-        outputs = np.zeros((streams.rows, length + 1), dtype=np.int16)
-        value = inputs[row, position]
-        outputs[row, top[row] - height[row, position]] = np.where(value >= 3, value - 3, value)
-        outputs[np.arange(streams.rows), top] = self.terminator
+        backwards = height[:, ::-1]
+        survives = push[:, ::-1] & (backwards == np.minimum.accumulate(backwards, axis=1))
+        pushed = (inputs - 3 * (inputs > 2))[:, ::-1]
+        top = height[:, -1:]
+        places = np.arange(length + 1)
+        outputs = np.where(places == top, np.int16(self.terminator), np.int16(0))
+        outputs[places < top] = pushed[survives]
         return inputs, outputs
 
     def _solve(self, symbols: str) -> str:

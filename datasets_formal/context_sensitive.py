@@ -95,21 +95,10 @@ class BinaryAddition(Task):
         return length + 1
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
-        """Draw two positive numbers; a digit's carry comes from the last place where both digits agree."""
+        """Draw two positive numbers; they are added as Python's integers."""
         inputs, split = _draw_operands(streams, length)
-        places = np.arange(length + 1)
-        left = np.zeros((streams.rows, length + 1), dtype=np.int16)
-        left[:, :length] = np.where(places[:-1] < split, inputs, 0)
-        right = np.zeros_like(left)
-        shifted = places + split + 1
-        inside = shifted < length
-        right[inside] = np.take_along_axis(inputs, np.minimum(shifted, length - 1), axis=1)[inside]
-
-        agreed = np.maximum.accumulate(np.where(left == right, places, -1), axis=1)[:, :-1]
-        carried = np.take_along_axis(left, np.maximum(agreed, 0), axis=1)
-        carry = np.zeros_like(left)
-        carry[:, 1:] = np.where(agreed >= 0, carried, 0)
-        return inputs, _terminate(left ^ right ^ carry)
+        sums = [left + right for left, right in _operands(inputs, split)]
+        return inputs, _terminate(_digits(sums, length + 1))
 
     def _solve(self, symbols: str) -> str:
         total = sum(int(number[::-1], 2) for number in symbols.split("+"))
@@ -136,18 +125,13 @@ class BinaryMultiplication(Task):
         return length
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
-        """Draw two positive numbers; their product is one of Python's integers."""
+        """Draw two positive numbers; they are multiplied as Python's integers."""
         inputs, split = _draw_operands(streams, length)
         if length <= 2:
             outputs = np.zeros((streams.rows, length), dtype=np.int16)
             outputs[:, -1] = self.terminator
             return inputs, outputs
-        places = np.arange(length)
-        numbers = _integers(np.where(places == split, 0, inputs))
-        masks = [(1 << size) - 1 for size in split[:, 0].tolist()]
-        products = [
-            (number & mask) * (number >> mask.bit_length() + 1) for number, mask in zip(numbers, masks, strict=True)
-        ]
+        products = [left * right for left, right in _operands(inputs, split)]
         return inputs, _terminate(_digits(products, length))
 
     def _solve(self, symbols: str) -> str:
@@ -270,9 +254,18 @@ def _redraw_zeros(streams: RowStreams, digits: NDArray[np.uint8], part: NDArray[
         rows = rows[~(digits[rows].astype(np.bool_) & part[rows]).any(axis=1)]
 
 
-def _integers(digits: NDArray[np.integer]) -> list[int]:
+def _operands(inputs: Tokens, split: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return the numbers before and after the token at `split` in every row, lowest digit first."""
+    numbers = _integers(inputs == 1)
+    return [
+        (number & ((1 << place) - 1), number >> (place + 1))
+        for number, place in zip(numbers, split[:, 0].tolist(), strict=True)
+    ]
+
+
+def _integers(digits: NDArray[np.integer] | NDArray[np.bool_]) -> list[int]:
     """Return the number in every row of digits, lowest first."""
-    packed = np.packbits(digits.astype(np.uint8), axis=1, bitorder="little")
+    packed = np.packbits(digits, axis=1, bitorder="little")
     width, raw = packed.shape[1], packed.tobytes()
     return [int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width)]
 

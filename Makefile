@@ -11,7 +11,8 @@ INSTALLED := .venv/installed
 .PHONY: train test lint clean
 
 train: $(INSTALLED)
-	$(BIN)/python examples/run_formal.py examples/configs/quick.json --task $(TASK) --seed $(SEED) --output_dir $(OUTPUT) $(ARGS)
+	$(BIN)/python examples/run_formal.py --task $(TASK) --seed $(SEED) --output_dir $(OUTPUT) \
+		--hidden_size 64 --max_steps 3000 --test_examples_per_length 32 $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)

@@ -24,7 +24,7 @@ from datasets_formal.streams import RowStreams
 Row = tuple[list[int], list[int]]
 
 
-def plain_expression(generator: random.Random, length: int) -> tuple[str, int]:
+def plain_expression(generator: random.Random, length: int, operators: str) -> tuple[str, int]:
     """Return a bracketed expression of so many symbols and its value modulo 5."""
     if length <= 4:
         digit = generator.randrange(5)
@@ -32,16 +32,21 @@ def plain_expression(generator: random.Random, length: int) -> tuple[str, int]:
         text = f"{minus}{digit}"
         return (f"({text})" if length >= 3 else text), (-digit if minus else digit) % 5
     left_length = generator.randrange(1, length - 3)
-    left, left_value = plain_expression(generator, left_length)
-    right, right_value = plain_expression(generator, length - 3 - left_length)
-    operator = generator.choice("+-")
-    value = left_value + right_value if operator == "+" else left_value - right_value
+    left, left_value = plain_expression(generator, left_length, operators)
+    right, right_value = plain_expression(generator, length - 3 - left_length, operators)
+    operator = generator.choice(operators)
+    if operator == "+":
+        value = left_value + right_value
+    elif operator == "-":
+        value = left_value - right_value
+    else:
+        value = left_value * right_value
     return f"({left}{operator}{right})", value % 5
 
 
 def plain_brackets(generator: random.Random, length: int) -> Row:
     """Return a row of modular_arithmetic_brackets."""
-    text, value = plain_expression(generator, length)
+    text, value = plain_expression(generator, length, "+-*")
     return [TASKS["modular_arithmetic_brackets"].alphabet.index(symbol) for symbol in text], [value]
 
 
@@ -49,7 +54,7 @@ def plain_equation(generator: random.Random, length: int) -> Row:
     """Return a row of solve_equation."""
     if length < 3:
         return [0] * length, [0]
-    text, value = plain_expression(generator, length - 2)
+    text, value = plain_expression(generator, length - 2, "+-")
     place = generator.randrange(len(text))
     while not text[place].isdigit():
         place = (place + 1) % len(text)

@@ -12,7 +12,7 @@ from .task import Task, Tokens
 class ModularArithmeticBrackets(Task):
     """Evaluate an expression with brackets modulo 5.
 
-    (1-(-2)) is 3. `*` and `x` never occur: the benchmark's size of the alphabet counts them.
+    (2*(1-3)) is 1. `x` never occurs: the benchmark's size of the alphabet counts it.
     """
 
     name = "modular_arithmetic_brackets"
@@ -24,7 +24,7 @@ class ModularArithmeticBrackets(Task):
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw expressions; their values are known from the expansion."""
-        inputs, values = draw_expressions(streams, length)
+        inputs, values = draw_expressions(streams, length, "+-*")
         return inputs, values[:, None].astype(np.int16)
 
     def _solve(self, symbols: str) -> str:
@@ -75,7 +75,7 @@ class SolveEquation(Task):
         inputs = np.zeros((streams.rows, length), dtype=np.int16)
         if length < 3:
             return inputs, np.zeros((streams.rows, 1), dtype=np.int16)
-        expression, values = draw_expressions(streams, length - 2)
+        expression, values = draw_expressions(streams, length - 2, "+-")
         picked = streams.integers(length - 2, 1)
         digits = expression < MODULUS
         late = digits & (np.arange(length - 2) >= picked)

@@ -9,32 +9,41 @@ from .streams import RowStreams, scale
 from .task import Tokens
 
 MODULUS = 5
-PLUS, MINUS, OPEN, CLOSE = 5, 6, 8, 9
+MINUS, OPEN, CLOSE = 6, 8, 9
 EXPRESSION_ALPHABET = "01234+-*()"
+
+_Level = tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]
 
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "~": 3}
 
 
-def draw_expressions(streams: RowStreams, length: int) -> tuple[Tokens, NDArray[np.int64]]:
+def draw_expressions(streams: RowStreams, length: int, operators: str) -> tuple[Tokens, NDArray[np.int64]]:
     """Draw one expression of `length` symbols for every stream.
 
-    The benchmark's grammar: lengths 1 to 4 are d, -d, (d), (-d); a longer one is (left+right) or
-    (left-right), the length of `left` being uniform over all that leave room for `right`. All open parts of
-    all rows are expanded together, so the number of numpy calls grows with the depth of the tree alone.
+    The benchmark's grammar: lengths 1 to 4 are d, -d, (d), (-d); a longer one is (left operator right), the
+    length of `left` being uniform over all that leave room for `right`. All open parts of all rows are
+    expanded together, then evaluated from the inside, so the number of numpy calls grows with the depth of
+    the deepest row alone.
+
+    Args:
+        streams: one a row.
+        length: number of symbols, at least 1.
+        operators: those to draw from, evenly: "+-" or "+-*".
 
     Returns:
         tokens (rows, length) int16, numbered as in EXPRESSION_ALPHABET, and values (rows,) in 0..4.
     """
     tokens = np.empty((streams.rows, length), dtype=np.int16)
     flat = tokens.reshape(-1)
-    values = np.zeros(streams.rows)
     # Parts of an expression never start at the same symbol, so a part may use the word of its first symbol.
     words = streams.reserve(length)
+    values = np.empty(streams.rows, dtype=np.int64)
+    levels: list[_Level] = []
 
-    row = np.arange(streams.rows)
+    row, slot = np.arange(streams.rows), np.arange(streams.rows)
     start = np.zeros(streams.rows, dtype=np.int64)
     size = np.full(streams.rows, length, dtype=np.int64)
-    sign = np.ones(streams.rows, dtype=np.int64)
+    operands = values
     while row.size:
         word = words.word_at(row, start)
         upper, lower = word >> np.uint64(32), word & np.uint64(0xFFFFFFFF)
@@ -48,18 +57,25 @@ def draw_expressions(streams: RowStreams, length: int) -> tuple[Tokens, NDArray[
         flat[(first + (size == 4))[negated]] = MINUS
         digit = scale(lower[leaf], MODULUS)
         flat[(first + size // 2)[leaf]] = digit
-        signed = np.where(negated, -sign, sign)[leaf] * digit
-        values += np.bincount(row[leaf], weights=signed, minlength=streams.rows)
+        operands[slot[leaf]] = np.where(negated[leaf], -digit, digit)
 
-        row, start, size, sign = row[~leaf], start[~leaf], size[~leaf], sign[~leaf]
-        left = 1 + scale(upper[~leaf], size - 4)
-        minus = scale(lower[~leaf], 2)
-        flat[first[~leaf] + 1 + left] = PLUS + minus
+        inner = ~leaf
+        row, start, size = row[inner], start[inner], size[inner]
+        left = 1 + scale(upper[inner], size - 4)
+        operator = scale(lower[inner], len(operators))
+        flat[first[inner] + 1 + left] = MODULUS + operator
+        operands = np.empty(2 * len(row), dtype=np.int64)
+        levels.append((slot[inner], operator, operands))
+        slot = np.arange(2 * len(row))
         row = np.concatenate([row, row])
         start = np.concatenate([start + 1, start + 2 + left])
         size = np.concatenate([left, size - 3 - left])
-        sign = np.concatenate([sign, sign * (1 - 2 * minus)])
-    return tokens, values.astype(np.int64) % MODULUS
+
+    outer = [values, *(level[2] for level in levels)]
+    for target, (slot, operator, operands) in reversed(list(zip(outer, levels, strict=False))):
+        one, other = np.split(operands, 2)
+        target[slot] = np.choose(operator, [one + other, one - other, one * other]) % MODULUS
+    return tokens, values % MODULUS
 
 
 def evaluate(expression: str) -> int:

@@ -94,6 +94,7 @@ def test_sampling_depends_on_the_generator_alone(task: Task) -> None:
         ("cycle_navigation", ">.><", "1"),
         ("modular_arithmetic", "1+2*3", "2"),
         ("modular_arithmetic", "0*1+4*3-2", "0"),
+        ("modular_arithmetic_brackets", "(2*(1-3))", "1"),
         ("modular_arithmetic_brackets", "(1-(-2))", "3"),
         ("reverse_string", "011", "110"),
         ("solve_equation", "(1-x)=3", "3"),

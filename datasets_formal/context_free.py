@@ -123,7 +123,7 @@ class StackManipulation(Task):
         """Draw the size of the stack (at least 1, leaving room for an action), its bits, and the actions."""
         size = 1 + streams.integers(max(length - 1, 1), 1)
         at_start = np.arange(length) < size
-        inputs = np.where(at_start, streams.bits(length), streams.integers(3, length).astype(np.int16) + 2)
+        inputs = np.where(at_start, streams.bits(length), streams.symbols(3, length) + 2)
 
         # The height is a walk held at 0 or above; a push survives if the height never falls below its own.
         push = inputs != 2

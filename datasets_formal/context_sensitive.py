@@ -219,7 +219,7 @@ class BucketSort(Task):
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw symbols evenly."""
-        inputs = streams.integers(5, length).astype(np.int16)
+        inputs = streams.symbols(5, length)
         return inputs, np.sort(inputs, axis=1)
 
     def _solve(self, symbols: str) -> str:

@@ -137,7 +137,7 @@ class BoundedDyck(Task):
 
     def _members(self, streams: RowStreams, length: int) -> Tokens:
         """Return members of the language, (rows, length)."""
-        choices = streams.integers(4, length)
+        choices = streams.symbols(4, length)
         stacks = np.empty((streams.rows, length), dtype=np.int64)
         highest = np.minimum(_DEPTH, length - np.arange(length))
         stack = np.full(streams.rows, _EMPTY_STACK)

@@ -69,7 +69,7 @@ class CycleNavigation(Task):
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw steps evenly; the answer is their sum modulo 5."""
-        inputs = streams.integers(3, length).astype(np.int16)
+        inputs = streams.symbols(3, length)
         return inputs, ((inputs.sum(axis=1, keepdims=True) - length) % 5).astype(np.int16)
 
     def _solve(self, symbols: str) -> str:
@@ -101,8 +101,8 @@ class ModularArithmetic(Task):
         """Draw digits and operators evenly; products are sums of logarithms to the base 2 modulo 5."""
         length = self.input_length(length)
         inputs = np.empty((streams.rows, length), dtype=np.int16)
-        digits = streams.integers(MODULUS, length // 2 + 1)
-        operators = streams.integers(3, length // 2)
+        digits = streams.symbols(MODULUS, length // 2 + 1)
+        operators = streams.symbols(3, length // 2)
         inputs[:, ::2] = digits
         inputs[:, 1::2] = MODULUS + operators
         if streams.rows == 0:

@@ -71,8 +71,18 @@ class RowStreams:
         `high` must be below 2**31: the bias of scaling 32 random bits is then at most high / 2**32 of a
         value's probability.
         """
-        halves = self.words(-(-count // 2)).astype("<u8").view("<u4")[:, :count]
-        return scale(halves, high)
+        return scale(self._halves(count), high)
+
+    def symbols(self, high: int, count: int) -> NDArray[np.int16]:
+        """Return what `integers` would, (rows, count) int16, for `high` up to 2**15; several times as fast."""
+        halves, number = self._halves(count), np.uint32(high)
+        # The product with 32 random bits, shifted right by 32, without leaving 32 bits.
+        carried = ((halves & np.uint32(0xFFFF)) * number) >> np.uint32(16)
+        return (((halves >> np.uint32(16)) * number + carried) >> np.uint32(16)).astype(np.int16)
+
+    def _halves(self, count: int) -> NDArray[np.uint32]:
+        """Return the next words cut in two, (rows, count)."""
+        return self.words(-(-count // 2)).astype("<u8").view("<u4")[:, :count]
 
 
 def scale(halves: NDArray[np.uint32] | NDArray[np.uint64], high: int | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -50,7 +50,7 @@ class WordProblem(Task):
 
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw elements evenly; all prefixes are multiplied at once, by doubling."""
-        inputs = streams.integers(self.input_size, length).astype(np.int16)
+        inputs = streams.symbols(self.input_size, length)
         products = inputs
         shift = 1
         while shift < length:

@@ -31,6 +31,12 @@ def test_keys_and_seeds_separate_streams() -> None:
     assert len(np.unique(np.concatenate(words))) == 600
 
 
+def test_symbols_are_integers() -> None:
+    one, other = RowStreams.keyed("key", np.arange(50)), RowStreams.keyed("key", np.arange(50))
+    for high in (2, 3, 120, 2**15):
+        assert np.array_equal(one.symbols(high, 99), other.integers(high, 99))
+
+
 def test_integers_and_bits_are_even() -> None:
     streams = RowStreams.keyed("even", np.arange(2000))
     for high in (2, 3, 5, 10):

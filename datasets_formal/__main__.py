@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .card import spell
 from .datasets_formal import FormalConfig
 from .export import export
 from .registry import TASKS, get_task
@@ -85,7 +84,7 @@ def _show(name: str, length: int, count: int, seed: int) -> None:
     print(f"alphabet {task.alphabet}; outputs {task.output_alphabet}\n")
     print(task.summary, *(line.strip() for line in documentation[1:]), "", sep="\n")
     for row in zip(*task.sample(np.random.default_rng(seed), count, length), strict=True):
-        print(*spell(task, *row), sep="  ->  ")
+        print(*task.spell(*row), sep="  ->  ")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from .task import Task, Tokens
 
 _FLARE = "Butoi et al., ICLR 2025, arXiv 2411.07107"
 
-
 _DEPTH = 3
 _EMPTY_STACK = 1
 _BROKEN = 0

@@ -65,7 +65,7 @@ class Split:
         return shortest + drawn[:, 0]
 
     def shards(self) -> list[Shard]:
-        """Return the first and last-but-one row number of every shard; rows do not depend on this cut."""
+        """Return every shard's first row number and the one after its last; rows do not depend on this cut."""
         count = min(self.rows, max(_LEAST_SHARDS, -(-self.rows // _ROWS_PER_SHARD)))
         cuts = [self.rows * cut // count for cut in range(count + 1)]
         return list(itertools.pairwise(cuts))

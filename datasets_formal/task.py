@@ -17,6 +17,7 @@ Tokens = NDArray[np.int16]
 
 EMPTY_SYMBOL = "_"
 IGNORED = -100
+_EXAMPLE_LENGTH = 9
 
 
 class Task(ABC):
@@ -116,6 +117,18 @@ class Task(ABC):
             raise ValueError(f"{self.name} knows the tokens 0..{self.input_size - 1}, got {wrong[0]}")
         answer = self._solve("".join(self.alphabet[token] for token in tokens))
         return [IGNORED if symbol == EMPTY_SYMBOL else self.output_alphabet.index(symbol) for symbol in answer]
+
+    def spell(self, inputs: NDArray[np.integer], outputs: NDArray[np.integer]) -> tuple[str, str]:
+        """Return one row of input tokens and one of outputs as the symbols that stand for them."""
+        written = "".join(self.alphabet[token] for token in inputs)
+        answers = "".join(self.output_alphabet[value] if value >= 0 else EMPTY_SYMBOL for value in outputs)
+        return written, answers
+
+    @property
+    def example(self) -> tuple[str, str]:
+        """Input and output of a short row, in symbols; always the same."""
+        inputs, outputs = self.draw(RowStreams.keyed("example", np.arange(1)), _EXAMPLE_LENGTH)
+        return self.spell(inputs[0], outputs[0])
 
     def scored(self, outputs: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Return which outputs count for the benchmark's accuracy, (rows, outputs) bool."""

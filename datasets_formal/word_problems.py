@@ -23,7 +23,8 @@ class WordProblem(Task):
     A symbol is a permutation p of 0..n-1, numbered in lexicographic order of (p(0), p(1), ...); the product
     of p and q applies p first, so that x goes to q(p(x)). The tokens are drawn evenly from the whole group;
     the answer is the product of all of them (kind "class") or of every prefix (kind "tags"). In S3, 0 is the
-    identity, 1 exchanges the last two places and 2 the first two: 12 has the product 3, 21 the product 4.
+    identity, 1 exchanges the last two places and 2 the first two: 12 has the product 3, 21 the product 4. A5
+    numbers the even permutations alone.
     """
 
     level = "regular"

@@ -17,7 +17,6 @@ import pytest
 from scipy.stats import chi2_contingency, chisquare
 
 from datasets_formal import TASKS
-from datasets_formal.card import spell
 
 LEAST_P = 1e-4
 
@@ -34,7 +33,7 @@ Chances = dict[str, float]
 
 def drawn(name: str, length: int, rows: int) -> list[tuple[str, str]]:
     inputs, outputs = TASKS[name].sample(np.random.default_rng(length), rows, length)
-    return [spell(TASKS[name], *row) for row in zip(inputs, outputs, strict=True)]
+    return [TASKS[name].spell(*row) for row in zip(inputs, outputs, strict=True)]
 
 
 def assert_follows(seen: Iterable[Any], chances: dict[Any, float]) -> None:
@@ -218,7 +217,7 @@ def features(row: tuple[str, str]) -> dict[str, Any]:
 def test_long_rows_are_those_of_the_plain_generator(name: str, length: int) -> None:
     generator = random.Random(1)
     plain = [benchmark.PLAIN[name](generator, length) for _ in range(3000)]
-    theirs = [features(spell(TASKS[name], np.array(given), np.array(answer))) for given, answer in plain]
+    theirs = [features(TASKS[name].spell(np.array(given), np.array(answer))) for given, answer in plain]
     ours = [features(row) for row in drawn(name, length, 6000)]
     for feature in ours[0]:
         assert_same([row[feature] for row in ours], [row[feature] for row in theirs])
@@ -227,7 +226,7 @@ def test_long_rows_are_those_of_the_plain_generator(name: str, length: int) -> N
 def test_reference_rows_are_likely(reference_rows: list[dict[str, Any]]) -> None:
     for name in {row["task"] for row in reference_rows}:
         rows = [row for row in reference_rows if row["task"] == name and row["length"] >= 3]
-        theirs = [features(spell(TASKS[name], np.array(row["input"]), np.array(row["output"]))) for row in rows]
+        theirs = [features(TASKS[name].spell(np.array(row["input"]), np.array(row["output"]))) for row in rows]
         per_length = Counter(row["length"] for row in rows)
         ours = [features(row) for length, count in per_length.items() for row in drawn(name, length, 100 * count)]
         for feature in ours[0]:

@@ -59,6 +59,8 @@ def test_metadata_is_consistent(task: Task) -> None:
         assert symbols.isprintable()
     assert 1 / task.output_size <= task.chance < 1
     assert task.summary.endswith(".")
+    given, answered = task.example
+    assert answer(task, given) == answered
     assert task.source
 
 

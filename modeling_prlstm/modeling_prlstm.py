@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .composer import PRLSTMBinary, PRLSTMComposer
 from .configuration_prlstm import PRLSTMConfig
-from .padding import compact, last, restore
+from .padding import one_sequence_a_row
 
 
 class PRLSTMPreTrainedModel(PreTrainedModel):
@@ -91,28 +91,31 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
                 [B, T, vocab_size].
             pool_only: compute `pooler_output` alone, with half the merges; `last_hidden_state` is None.
             **kwargs: `output_hidden_states`: also return `hidden_states`, the hidden states of the leaves
-                and the `last_hidden_state`; `return_dict`.
+                and the `last_hidden_state`; `return_dict`; and for rows that pack several sequences, the keys of
+                `DataCollatorWithFlattening` that say where these begin: `position_ids` or `seq_idx` [B, T], or
+                `cu_seq_lens_q`.
 
         Returns:
             `last_hidden_state` [B, T, H], the state of the tokens up to each position, 0 at padding, and
-            `pooler_output` [B, H], the state of each row's last token.
+            `pooler_output` [B, H], the state of each row's last token (of each sequence's, where rows are packed).
 
         Raises:
             ValueError: for both inputs or neither, an input of the wrong shape or dtype, ids out of range, a row
                 without tokens.
         """
         inputs = _checked_inputs(input_ids, inputs_embeds, attention_mask, self.config)
-        rows = compact(inputs, attention_mask)
+        boundaries = {key: kwargs.get(key) for key in ("position_ids", "seq_idx", "cu_seq_lens_q")}
+        rows = one_sequence_a_row(inputs, attention_mask, **boundaries)
         hidden_wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         every_prefix = hidden_wanted or not pool_only
         leaves, states = self.composer(rows.inputs, rows.lengths, every_prefix)
         if not every_prefix:
             return BaseModelOutputWithPooling(pooler_output=states)
-        last_hidden_state = restore(states, rows.places)
+        last_hidden_state = rows.restore(states)
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
-            pooler_output=last(states, rows.lengths),
-            hidden_states=(restore(leaves, rows.places), last_hidden_state) if hidden_wanted else None,
+            pooler_output=rows.last(states),
+            hidden_states=(rows.restore(leaves), last_hidden_state) if hidden_wanted else None,
         )
 
 

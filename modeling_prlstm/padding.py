@@ -1,89 +1,179 @@
-"""Padding moved out of the way before the tree, and the results put back.
+"""Padding and packing moved out of the way before the tree, and the results put back.
 
-A prefix state depends on all tokens before it and there is no identity element to pad with, so a row's tokens are
-brought together at its start. The answer of a row is then the same whatever it is padded with, and where.
+A prefix state depends on all tokens before it and there is no identity element to pad with, so the tokens of each
+sequence are brought together at the start of a row of its own. A sequence's answer is then the same whatever it is
+padded, batched or packed with.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Rows(NamedTuple):
-    """A batch whose rows' tokens stand at the start of each row.
+    """A batch with one sequence a row, its tokens at the start.
 
     Attributes:
-        inputs: ids [B, T'] or embeddings [B, T', E]; T' <= T, the length of the longest row.
-        lengths: tokens of each row [B], int64; None where all have T'.
-        places: for every position of the original batch its token's place in the row [B, T], -1 at padding;
-            None where nothing was moved or cut.
+        inputs: ids [N, L] or embeddings [N, L, E] of N sequences, the longest of L tokens.
+        lengths: tokens of each sequence [N], int64; None where all have L.
+        places: for every position of the original batch [B, T] its token's place, -1 at padding: the place in its own
+            row [B, T], or among all rows [1, B * T] where rows were packed. None where nothing was moved.
+        shape: (B, T) of the original batch.
     """
 
     inputs: Tensor
     lengths: Tensor | None
     places: Tensor | None
+    shape: tuple[int, int]
+
+    def restore(self, states: Tensor) -> Tensor:
+        """Put `states` [N, L, H] back to the positions of the original batch [B, T, H]; zeros at padding."""
+        if self.places is None:
+            return states
+        size = states.shape[-1]
+        states = states.reshape(self.places.shape[0], -1, size)
+        index = self.places.clamp(min=0)[:, :, None].expand(-1, -1, size)
+        restored = states.gather(1, index).masked_fill((self.places < 0)[:, :, None], 0)
+        return restored.reshape(*self.shape, size)
+
+    def last(self, states: Tensor) -> Tensor:
+        """The state [N, H] of each sequence's last token, of `states` [N, L, H]."""
+        if self.lengths is None:
+            return states[:, -1]
+        return states.gather(1, (self.lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
-def compact(inputs: Tensor, attention_mask: Tensor | None) -> Rows:
-    """Bring the tokens of each row together at its start.
+def one_sequence_a_row(
+    inputs: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+) -> Rows:
+    """Give each sequence of a batch a row of its own, its tokens at the start.
+
+    The last three arguments, the keys of `DataCollatorWithFlattening`, say where packed sequences begin; one of them
+    is enough. Without them each row is one sequence.
 
     Args:
         inputs: ids [B, T] or embeddings [B, T, E].
         attention_mask: [B, T], 1 at tokens and 0 at padding, on any side or scattered. None: no padding.
+        position_ids: [B, T]; a sequence begins where they don't go on by one from the token before.
+        seq_idx: [B, T], the number of each token's sequence.
+        cu_seq_lens_q: the sequences' ends [number of sequences + 1] in a batch of one row, from 0 to T.
 
     Raises:
-        ValueError: if the mask has another shape, values other than 0 and 1, or a row of padding alone.
+        ValueError: for a mask of another shape, with values other than 0 and 1 or a row of padding alone, and for
+            boundaries that don't fit the input.
     """
-    if attention_mask is None:
-        return Rows(inputs, None, None)
-    if attention_mask.shape != inputs.shape[:2]:
+    shape = (inputs.shape[0], inputs.shape[1])
+    is_token = None if attention_mask is None else _checked_mask(attention_mask, shape)
+    if cu_seq_lens_q is not None:
+        seq_idx = _numbered(cu_seq_lens_q, shape)
+    if seq_idx is not None or position_ids is not None:
+        if is_token is None:
+            is_token = torch.ones(shape, dtype=torch.bool, device=inputs.device)
+        return _unpack(inputs, is_token, _begins(is_token, position_ids, seq_idx))
+    return Rows(inputs, None, None, shape) if is_token is None else _compact(inputs, is_token)
+
+
+def _compact(inputs: Tensor, is_token: Tensor) -> Rows:
+    """Bring the tokens of each row together at its start."""
+    shape = (inputs.shape[0], inputs.shape[1])
+    lengths = is_token.sum(dim=1)
+    longest = shape[1]
+    if not torch.compiler.is_compiling():  # a traced graph cannot look at the lengths
+        shortest, longest = torch.stack((lengths.min(), lengths.max())).tolist()
+        if shortest == shape[1]:
+            return Rows(inputs, None, None, shape)
+    order = is_token.cumsum(dim=1) - 1
+    # Padding is written to one place behind the longest row, which is then cut off.
+    target = order.masked_fill(~is_token, longest)
+    moved = _scatter(inputs, target, longest + 1)[:, :longest]
+    return Rows(moved, lengths, order.masked_fill(~is_token, -1), shape)
+
+
+def _unpack(inputs: Tensor, is_token: Tensor, begins: Tensor) -> Rows:
+    """Give each packed sequence a row: it goes from a position that `begins` [B, T] marks to the next one."""
+    if torch.compiler.is_compiling():
         raise ValueError(
-            f"`attention_mask` must have the shape (batch, length) of the input, {tuple(inputs.shape[:2])}, "
+            "`position_ids`, `seq_idx` and `cu_seq_lens_q` cannot be compiled or exported: the number of packed "
+            "sequences is known only from their values. Give one sequence a row, with an `attention_mask`."
+        )
+    shape = (inputs.shape[0], inputs.shape[1])
+    inputs, is_token, begins = inputs.flatten(0, 1), is_token.flatten(), begins.flatten()
+    sequence, order = begins.cumsum(0) - 1, is_token.cumsum(0) - 1
+    offset = order - order[begins][sequence.clamp(min=0)]
+    lengths = torch.bincount(sequence[is_token])
+    count, longest, shortest = len(lengths), *torch.stack((lengths.max(), lengths.min())).tolist()
+    places = (sequence * longest + offset)[None]
+    moved = _scatter(inputs[None], places.masked_fill(~is_token, count * longest), count * longest + 1)
+    rows = moved[0, :-1].unflatten(0, (count, longest))
+    return Rows(rows, None if shortest == longest else lengths, places.masked_fill(~is_token, -1), shape)
+
+
+def _scatter(inputs: Tensor, target: Tensor, length: int) -> Tensor:
+    """Zeros [B, length, ...] with `inputs` [B, T, ...] written to the positions `target` [B, T] of their rows."""
+    if inputs.dim() == 3:
+        target = target[:, :, None].expand(-1, -1, inputs.shape[2])
+    return inputs.new_zeros(inputs.shape[0], length, *inputs.shape[2:]).scatter(1, target, inputs)
+
+
+def _checked_mask(attention_mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The mask as booleans [B, T]."""
+    if attention_mask.shape != shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape (batch, length) of the input, {shape}, "
             f"got {tuple(attention_mask.shape)}."
         )
     is_token = attention_mask != 0
-    lengths = is_token.sum(dim=1)
-    longest = inputs.shape[1]
-    if not torch.compiler.is_compiling():  # a traced graph can neither raise nor look at the lengths
-        shortest, longest, wrong = torch.stack(
-            (lengths.min(), lengths.max(), (is_token & (attention_mask != 1)).any())
-        ).tolist()
-        if wrong:
+    if torch.compiler.is_compiling():  # a traced graph cannot raise
+        return is_token
+    if (is_token & (attention_mask != 1)).any():
+        raise ValueError(
+            f"`attention_mask` must hold 1 at tokens and 0 at padding, got {attention_mask.unique().tolist()[:8]}."
+        )
+    empty = ~is_token.any(dim=1)
+    if empty.any():
+        raise ValueError(
+            f"`attention_mask` is 0 everywhere in row(s) {empty.nonzero().flatten().tolist()[:8]}: each row needs at "
+            "least one token, because an empty sequence has no state. Remove these rows from the batch."
+        )
+    return is_token
+
+
+def _begins(is_token: Tensor, position_ids: Tensor | None, seq_idx: Tensor | None) -> Tensor:
+    """Where a sequence begins [B, T]: at each row's first token, and where the boundaries say so."""
+    positions = torch.arange(is_token.shape[1], device=is_token.device).expand_as(is_token)
+    latest = positions.masked_fill(~is_token, -1).cummax(dim=1).values
+    before = F.pad(latest[:, :-1], (1, 0), value=-1)  # the position of the token before, -1 where there is none
+    goes_on = before >= 0
+    for name, values, step in (("position_ids", position_ids, 1), ("seq_idx", seq_idx, 0)):
+        if values is None:
+            continue
+        if (
+            values.shape[-1] != is_token.shape[1]
+            or values.dim() > 2
+            or values.shape[:-1] not in ((), (1,), is_token.shape[:1])
+        ):
             raise ValueError(
-                f"`attention_mask` must hold 1 at tokens and 0 at padding, got {attention_mask.unique().tolist()[:8]}."
+                f"`{name}` must have the shape (batch, length) of the input, {tuple(is_token.shape)}, "
+                f"got {tuple(values.shape)}."
             )
-        if shortest == 0:
-            rows = (lengths == 0).nonzero().flatten().tolist()
-            raise ValueError(
-                f"`attention_mask` is 0 everywhere in row(s) {rows[:8]}: each row needs at least one token, "
-                "because an empty sequence has no state. Remove these rows from the batch."
-            )
-        if shortest == inputs.shape[1]:
-            return Rows(inputs, None, None)
-    order = is_token.cumsum(dim=1) - 1
-    places = order.masked_fill(~is_token, -1)
-    # Padding is written to one place behind the longest row, which is then cut off.
-    target = order.masked_fill(~is_token, longest)
-    if inputs.dim() == 2:
-        moved = inputs.new_zeros(inputs.shape[0], longest + 1).scatter(1, target, inputs)
-    else:
-        width = inputs.shape[2]
-        target = target[:, :, None].expand(-1, -1, width)
-        moved = inputs.new_zeros(inputs.shape[0], longest + 1, width).scatter(1, target, inputs)
-    return Rows(moved[:, :longest], lengths, places)
+        values = values.expand_as(is_token)
+        goes_on = goes_on & (values == values.gather(1, before.clamp(min=0)) + step)
+    return is_token & ~goes_on
 
 
-def restore(states: Tensor, places: Tensor | None) -> Tensor:
-    """Put `states` [B, T', H] back to the positions [B, T] that `Rows.places` tells; zeros at padding."""
-    if places is None:
-        return states
-    index = places.clamp(min=0)[:, :, None].expand(-1, -1, states.shape[-1])
-    return states.gather(1, index).masked_fill((places < 0)[:, :, None], 0)
-
-
-def last(states: Tensor, lengths: Tensor | None) -> Tensor:
-    """The state [B, H] of each row's last token, of `states` [B, T', H]."""
-    if lengths is None:
-        return states[:, -1]
-    return states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+def _numbered(cu_seq_lens_q: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The number of each token's sequence [1, T], of the sequences' ends."""
+    ends = cu_seq_lens_q.flatten()
+    sizes = ends.diff()
+    if shape[0] != 1 or len(sizes) == 0 or ends[0] != 0 or ends[-1] != shape[1] or (sizes < 1).any():
+        raise ValueError(
+            f"`cu_seq_lens_q` must rise from 0 to the length of a batch of one row, got {ends.tolist()[:8]} for a "
+            f"batch of shape {shape}."
+        )
+    return torch.repeat_interleave(torch.arange(len(sizes), device=ends.device), sizes)[None]

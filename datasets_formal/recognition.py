@@ -10,43 +10,6 @@ from .task import Task, Tokens
 
 _FLARE = "Butoi et al., ICLR 2025, arXiv 2411.07107"
 
-_DEPTH = 3
-_EMPTY_STACK = 1
-_BROKEN = 0
-
-
-def _dyck_tables() -> tuple[NDArray[np.int64], NDArray[np.int16], NDArray[np.int64]]:
-    """Return the moves of the automaton behind `BoundedDyck`.
-
-    A stack of open brackets is a number: a leading binary 1, then a digit for each bracket's kind, outermost
-    first. 0 is the state after a mistake.
-
-    Returns:
-        the next stack and the token written, by the greatest depth allowed, the stack and a random choice in
-        0..3 (its lowest digit asks to open, the other one is the kind); and the next stack by the stack and
-        the token read.
-    """
-    stacks = 2 ** (_DEPTH + 1)
-    step, written = np.zeros((_DEPTH + 1, stacks, 4), np.int64), np.zeros((_DEPTH + 1, stacks, 4), np.int16)
-    read = np.full((stacks, 4), _BROKEN, np.int64)
-    for stack in range(_EMPTY_STACK, stacks):
-        height, innermost = stack.bit_length() - 1, stack & 1
-        for kind in (0, 1):
-            if height < _DEPTH:
-                read[stack, 2 * kind] = 2 * stack + kind
-        if height:
-            read[stack, 2 * innermost + 1] = stack >> 1
-        for highest in range(_DEPTH + 1):
-            for choice in range(4):
-                opens = height < highest and (choice & 1 or height == 0)
-                token = 2 * (choice >> 1) if opens else 2 * innermost + 1
-                written[highest, stack, choice] = token
-                step[highest, stack, choice] = read[stack, token]
-    return step, written, read
-
-
-_STEP, _STEP_TOKEN, _READ = _dyck_tables()
-
 
 class First(Task):
     """Tell whether the string begins with 1.
@@ -95,70 +58,112 @@ class Majority(Task):
 
 
 class BoundedDyck(Task):
-    """Tell whether round and square brackets match and nest at most three deep.
+    """Tell whether brackets of several kinds match and do not nest too deep.
 
-    ([]) does: 1; ([)] and (((()))) do not: 0. An odd length is filled up with `#`.
+    dyck_k_d has k kinds of brackets, 2 to 4, which may nest d deep. In dyck_2_3, ([]) has the answer 1; ([)] and
+    (((()))) have the answer 0. An odd length is filled up with `#`.
     """
 
-    name = "dyck_2_3"
     level = "regular"
     kind = "class"
-    alphabet = "()[]#"
     output_alphabet = "01"
     chance = 1 / 2
     source = _FLARE
 
+    def __init__(self, kinds: int, depth: int) -> None:
+        self.name = f"dyck_{kinds}_{depth}"
+        self.alphabet = "()[]{}<>"[: 2 * kinds] + "#"
+        self._kinds, self._depth = kinds, depth
+        self._step, self._written, self._read = _dyck_tables(kinds, depth)
+
+    @property
+    def summary(self) -> str:
+        """The kinds of brackets and the depth allowed."""
+        return f"Tell whether {self._kinds} kinds of brackets match and nest at most {self._depth} deep."
+
     def draw(self, streams: RowStreams, length: int) -> tuple[Tokens, Tokens]:
         """Draw members, and spoil half of them.
 
-        A member is a fair walk between depth 0 and 3, forced where a step would leave that range or could not
-        come back in time; the kinds of brackets are drawn evenly. Of every two rows, on average, one stays; of
-        the others half get another symbol somewhere, and half have two symbols exchanged, which may leave
-        them members: the answer is read off the outcome.
+        A member is a fair walk between depth 0 and the greatest, forced where a step would leave that range or
+        could not come back in time; the kinds of brackets are drawn evenly. Of every two rows, on average, one
+        stays; of the others half get another symbol somewhere, and half have two symbols exchanged, which may
+        leave them members: the answer is read off the outcome.
         """
         even = length - length % 2
         inputs = np.full((streams.rows, length), self.alphabet.index("#"), dtype=np.int16)
         if even:
-            members = self._members(streams, even)
-            fate, first, second, other = streams.integers(4, 1), *self._places(streams, even), streams.integers(3, 1)
-            here, there = np.take_along_axis(members, first, 1), np.take_along_axis(members, second, 1)
-            replaced = (here + 1 + other) % 4
-            np.put_along_axis(members, first, np.choose(fate, [here, here, replaced, there]), 1)
-            kept = np.take_along_axis(members, second, 1)
-            np.put_along_axis(members, second, np.where(fate == 3, here, kept), 1)
-            inputs[:, :even] = members
+            inputs[:, :even] = self._spoil(streams, self._members(streams, even))
         return inputs, self._belongs(inputs[:, :even])[:, None].astype(np.int16)
-
-    def _places(self, streams: RowStreams, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return two different places of every row, (rows, 1) each."""
-        first, gap = streams.integers(length, 1), streams.integers(length - 1, 1)
-        return first, (first + 1 + gap) % length
 
     def _members(self, streams: RowStreams, length: int) -> Tokens:
         """Return members of the language, (rows, length)."""
-        choices = streams.symbols(4, length)
+        choices = streams.symbols(2 * self._kinds, length)
         stacks = np.empty((streams.rows, length), dtype=np.int64)
-        highest = np.minimum(_DEPTH, length - np.arange(length))
+        highest = np.minimum(self._depth, length - np.arange(length))
         stack = np.full(streams.rows, _EMPTY_STACK)
         for place in range(length):
             stacks[:, place] = stack
-            stack = _STEP[highest[place], stack, choices[:, place]]
-        return _STEP_TOKEN[highest, stacks, choices]
+            stack = self._step[highest[place], stack, choices[:, place]]
+        return self._written[highest, stacks, choices]
+
+    def _spoil(self, streams: RowStreams, members: Tokens) -> Tokens:
+        """Return the rows, a quarter with one symbol replaced and a quarter with two exchanged."""
+        length, symbols = members.shape[1], 2 * self._kinds
+        fate, first, gap = streams.integers(4, 1), streams.integers(length, 1), streams.integers(length - 1, 1)
+        second = (first + 1 + gap) % length
+        here, there = np.take_along_axis(members, first, 1), np.take_along_axis(members, second, 1)
+        replaced = (here + 1 + streams.integers(symbols - 1, 1)) % symbols
+        spoilt = members.copy()
+        np.put_along_axis(spoilt, first, np.choose(fate, [here, here, replaced, there]), 1)
+        np.put_along_axis(spoilt, second, np.where(fate == 3, here, there), 1)
+        return spoilt
 
     def _belongs(self, tokens: Tokens) -> NDArray[np.bool_]:
         """Return which rows of tokens are members, (rows,)."""
         stack = np.full(len(tokens), _EMPTY_STACK)
         for token in tokens.T:
-            stack = _READ[stack, token]
+            stack = self._read[stack, token]
         return stack == _EMPTY_STACK
 
     def _solve(self, symbols: str) -> str:
+        opening, closing = self.alphabet[:-1:2], self.alphabet[1::2]
         expected: list[str] = []
         for symbol in symbols.rstrip("#"):
-            if symbol in "([":
-                expected.append({"(": ")", "[": "]"}[symbol])
-                if len(expected) > _DEPTH:
+            if symbol in opening:
+                expected.append(closing[opening.index(symbol)])
+                if len(expected) > self._depth:
                     return "0"
             elif not expected or expected.pop() != symbol:
                 return "0"
         return "0" if expected else "1"
+
+
+_EMPTY_STACK = 1
+_BROKEN = 0
+
+
+def _dyck_tables(kinds: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.int16], NDArray[np.int64]]:
+    """Return the moves of the automaton behind `BoundedDyck`.
+
+    A stack of open brackets is a number: a leading 1, then to the base `kinds` a digit for each bracket's kind,
+    outermost first. 0 is the state after a mistake.
+
+    Returns:
+        the next stack and the token written, by the greatest depth allowed, the stack and a random choice below
+        2 * kinds (odd asks to open, half of it is the kind); and the next stack by the stack and the token read.
+    """
+    shape = (depth + 1, 2 * kinds**depth, 2 * kinds)
+    step, written = np.zeros(shape, np.int64), np.zeros(shape, np.int16)
+    read = np.full(shape[1:], _BROKEN, np.int64)
+    for height in range(depth + 1):
+        for stack in range(kinds**height, 2 * kinds**height):
+            if height < depth:
+                read[stack, ::2] = kinds * stack + np.arange(kinds)
+            if height:
+                read[stack, 2 * (stack % kinds) + 1] = stack // kinds
+            for highest, choice in np.ndindex(depth + 1, 2 * kinds):
+                opens = height < highest and (choice % 2 == 1 or height == 0)
+                token = choice // 2 * 2 if opens else 2 * (stack % kinds) + 1
+                written[highest, stack, choice] = token
+                step[highest, stack, choice] = read[stack, token]
+    return step, written, read

@@ -38,6 +38,7 @@ PINS = {
     "s5_word_problem": "6af58eb8f5ce",
     "s5_word_problem_states": "5c57907fe3ea",
     "dyck_2_3": "3e0ceefb7116",
+    "dyck_4_4": "a48b92ff9707",
     "listops": "a7c756acff44",
     "first": "e6aa1fb69ad0",
     "majority": "e78dbef6db87",

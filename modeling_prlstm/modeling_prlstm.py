@@ -210,6 +210,7 @@ class PRLSTMForTokenClassification(PRLSTMPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state.relu()))
         loss = None
         if labels is not None:
+            _check_classes(labels, logits)
             loss = self.loss_function(logits, labels, config=self.config, **kwargs)
         return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
@@ -254,18 +255,13 @@ def sequence_classification_loss(
     labels = labels.to(logits.device)
     reduction = "mean" if num_items_in_batch is None else "sum"
     if problem_type == "single_label_classification":
-        if labels.is_floating_point() or labels.numel() != logits.shape[0]:
-            raise ValueError(
-                f"`labels` must be integer classes of shape ({logits.shape[0]},) for single-label classification, "
-                f"got {labels.dtype} of shape {tuple(labels.shape)}. Set `problem_type` in the config for another "
-                "kind of target."
-            )
+        _check_classes(labels, logits)
         loss = F.cross_entropy(logits, labels.flatten().long(), reduction=reduction)
     else:
         if labels.numel() != logits.numel():
             raise ValueError(
                 f"`labels` must have one target for each of the logits {tuple(logits.shape)} for {problem_type}, "
-                f"got the shape {tuple(labels.shape)}."
+                f"got the shape {tuple(labels.shape)}. `problem_type` in the config sets the kind of target."
             )
         measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
         loss = measure(logits, labels.reshape(logits.shape).to(logits.dtype), reduction=reduction)
@@ -289,6 +285,7 @@ def _checked_inputs(
                 f"`inputs_embeds` must be floating-point vectors of shape (batch, length, {name} = {width}), "
                 f"got {inputs_embeds.dtype} of shape {tuple(inputs_embeds.shape)}."
             )
+        _check_finite(inputs_embeds, attention_mask)
         inputs = inputs_embeds
     else:
         if input_ids is None:
@@ -312,15 +309,49 @@ def _checked_inputs(
 def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> None:
     if torch.compiler.is_compiling():  # a traced graph cannot raise
         return
-    outside = (input_ids < 0) | (input_ids >= vocab_size)
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        outside &= attention_mask != 0
+    outside = _at_tokens((input_ids < 0) | (input_ids >= vocab_size), attention_mask)
     if outside.any():
         row, position = outside.nonzero()[0].tolist()
         raise ValueError(
             f"`input_ids` must be from 0 to {vocab_size - 1} (`vocab_size` is {vocab_size}), "
             f"got {input_ids[row, position].item()} in row {row} at position {position}. Mark padding with a 0 in "
             "`attention_mask`."
+        )
+
+
+def _check_finite(inputs_embeds: Tensor, attention_mask: Tensor | None) -> None:
+    if torch.compiler.is_compiling():
+        return
+    wrong = _at_tokens(~inputs_embeds.isfinite().all(dim=-1), attention_mask)
+    if wrong.any():
+        row, position = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"`inputs_embeds` must be finite, got NaN or infinity in row {row} at position {position}, which would "
+            "reach every later state of the row. Mark padding with a 0 in `attention_mask`."
+        )
+
+
+def _at_tokens(wrong: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """`wrong` [B, T] without padding; a mask that does not fit has an error of its own."""
+    fits = attention_mask is not None and attention_mask.shape == wrong.shape
+    return wrong & (attention_mask != 0) if fits else wrong
+
+
+def _check_classes(labels: Tensor, logits: Tensor) -> None:
+    """Raise unless `labels` has a class, or -100, for each row of `logits` [..., num_labels]."""
+    shape, count = tuple(logits.shape[:-1]), logits.shape[-1]
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.numel() != math.prod(shape):
+        raise ValueError(
+            f"`labels` must be integer classes of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}. "
+            "For classification of whole rows, `problem_type` in the config sets the kind of target."
+        )
+    if torch.compiler.is_compiling():
+        return
+    outside = ((labels < 0) | (labels >= count)) & (labels != -100)
+    if outside.any():
+        raise ValueError(
+            f"`labels` must be from 0 to {count - 1} (`num_labels` is {count}), or -100 where there is none, "
+            f"got {labels[outside].unique().tolist()[:8]}."
         )
 
 

@@ -165,52 +165,6 @@ class TestLosses:
             assert model.config.problem_type == given
 
 
-class TestErrors:
-    @pytest.fixture
-    def model(self):
-        return build(PRLSTMForSequenceClassification)
-
-    @pytest.mark.parametrize(
-        ("inputs", "message"),
-        [
-            ({}, "either `input_ids` or `inputs_embeds`; got neither"),
-            ({"input_ids": torch.ones(1, 2).long(), "inputs_embeds": torch.ones(1, 2, 5)}, "got both"),
-            (
-                {"input_ids": torch.ones(2).long()},
-                r"shape \(batch, length\), got torch.int64 of shape \(2,\)",
-            ),
-            ({"input_ids": torch.ones(1, 2)}, "must be int64 or int32 ids"),
-            ({"input_ids": torch.tensor([[0, 1], [4, 5]])}, "from 0 to 4 .* got 5 in row 1 at position 1"),
-            ({"input_ids": torch.tensor([[0, -1]])}, "got -1 in row 0 at position 1"),
-            ({"input_ids": torch.ones(1, 0).long()}, "has no tokens"),
-            ({"inputs_embeds": torch.ones(1, 2, 4)}, r"\(batch, length, vocab_size = 5\)"),
-            (
-                {
-                    "input_ids": torch.ones(2, 3).long(),
-                    "attention_mask": torch.tensor([[1, 1, 0], [0, 0, 0]]),
-                },
-                r"0 everywhere in row\(s\) \[1\]",
-            ),
-            (
-                {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 4)},
-                r"\(2, 3\), got \(2, 4\)",
-            ),
-            ({"input_ids": torch.ones(1, 2).long(), "attention_mask": torch.tensor([[1, 2]])}, "1 at tokens"),
-            (
-                {"input_ids": torch.ones(1, 2).long(), "labels": torch.ones(3).long()},
-                "integer classes of shape",
-            ),
-        ],
-    )
-    def test_bad_inputs(self, model, inputs, message):
-        with pytest.raises(ValueError, match=message):
-            model(**inputs)
-
-    def test_one_hot_tokens_have_no_table_to_resize(self, model):
-        with pytest.raises(ValueError, match="there is no embedding table to resize"):
-            model.resize_token_embeddings(7)
-
-
 class TestCheckpoints:
     @pytest.mark.parametrize("auto_class", MODELS)
     @pytest.mark.parametrize("cell_type", CELLS)

@@ -1,0 +1,175 @@
+"""The fused paths against the eager one: forward, every gradient, odd sizes, buffers that start as NaN.
+
+The Triton kernels run through Triton's interpreter where there is no GPU, on the GPU itself where there is one.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+from modeling_prlstm import PRLSTMConfig, PRLSTMModel
+from modeling_prlstm.composer import choose_backend
+
+from .reference import relative_error
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+DEVICE = {"fused": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
+BACKENDS = ["fused", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="needs triton"))]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.*")
+
+
+@pytest.fixture(autouse=True)
+def nan_buffers():
+    """`torch.empty` gives NaN, so that reading what nothing wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def states_and_gradients(model, backend, tokens, lengths, every_prefix, device="cpu"):
+    """The states and the gradients of all parameters, of a random weighting of the states."""
+    model = model.to(device)
+    model.config.backend = backend
+    model.zero_grad()
+    states = model.composer(tokens.to(device), None if lengths is None else lengths.to(device), every_prefix)[1]
+    if every_prefix and lengths is not None:
+        states = states * (torch.arange(states.shape[1]) < lengths[:, None]).to(states)[:, :, None]
+    weighting = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states)
+    (states * weighting).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {"states": states.detach()} | gradients
+
+
+def assert_agrees(actual, expected, tolerance):
+    for name, value in expected.items():
+        error = relative_error(actual[name].cpu().double(), value.cpu().double())
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+def model_of(dtype=torch.float32, **config):
+    torch.manual_seed(0)
+    return PRLSTMModel(PRLSTMConfig(**{"vocab_size": 5, "hidden_size": 7} | config)).to(dtype)
+
+
+def batch_of(length, batch=3):
+    return torch.randint(5, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 13, 37])
+def test_lengths(backend, length, every_prefix):
+    model = model_of()
+    arguments = batch_of(length), None, every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("length", "lengths"), [(1, [1, 1, 1]), (8, [8, 1, 5]), (21, [16, 21, 3])])
+def test_rows_of_their_own_lengths(backend, length, lengths):
+    model = model_of()
+    arguments = batch_of(length), torch.tensor(lengths), False
+    expected = states_and_gradients(model, "eager", *arguments)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+@pytest.mark.parametrize("num_refinements", [0, 2])
+def test_refinements(backend, num_refinements, every_prefix):
+    model = model_of(num_refinements=num_refinements)
+    arguments = batch_of(11), None, every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("hidden_size", [16, 33, 72])
+def test_sizes_and_dtypes(backend, dtype, hidden_size):
+    """Half precision is held against the float32 reference with the same (rounded) weights."""
+    model = model_of(dtype, hidden_size=hidden_size)
+    reference = model_of(hidden_size=hidden_size)
+    reference.load_state_dict(model.state_dict())
+    arguments = batch_of(6), None, False
+    expected = states_and_gradients(reference, "eager", *arguments)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_rows(backend):
+    """More rows than one program of a kernel, or one part of the CPU path, takes."""
+    model = model_of()
+    arguments = batch_of(25, batch=29), None, False
+    expected = states_and_gradients(model, "eager", *arguments)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("vocab_size", [100, 2000])
+def test_vocabularies(backend, vocab_size):
+    """Above 64 ids the leaves' gradients are summed by another way, above 1024 there is a leaf for every token."""
+    model = model_of(vocab_size=vocab_size, embedding_size=4)
+    arguments = batch_of(9), None, False
+    expected = states_and_gradients(model, "eager", *arguments)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+def test_checkpointing_changes_nothing(backend, every_prefix):
+    model = model_of().train()
+    expected = states_and_gradients(model, "eager", batch_of(13), None, every_prefix)
+    model.gradient_checkpointing_enable()
+    actual = states_and_gradients(model, backend, batch_of(13), None, every_prefix, DEVICE[backend])
+    assert_agrees(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_backward_and_run_to_run(backend):
+    model = model_of().to(DEVICE[backend])
+    model.config.backend = backend
+    tokens = batch_of(13).to(DEVICE[backend])
+    states = model.composer(tokens, None, True)[1]
+    parameters = [*model.parameters()]
+    first = torch.autograd.grad(states.sum(), parameters, retain_graph=True)
+    again = torch.autograd.grad(states.sum(), parameters)
+    repeated = torch.autograd.grad(model.composer(tokens, None, True)[1].sum(), parameters)
+    for one, two, three in zip(first, again, repeated, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+        assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast(backend):
+    model = model_of(hidden_size=16)
+    with torch.autocast(DEVICE[backend], dtype=torch.bfloat16):
+        actual = states_and_gradients(model, backend, batch_of(9), None, False, DEVICE[backend])
+    assert actual["states"].dtype == torch.bfloat16
+    assert actual["composer.merge.binary.weight"].dtype == torch.float32
+    expected = states_and_gradients(model.cpu(), "eager", batch_of(9), None, False)
+    assert_agrees(actual, expected, 2e-2)
+
+
+def test_automatic_choice():
+    hidden = torch.zeros(1)
+    assert choose_backend(PRLSTMConfig(), hidden) == "fused"
+    assert choose_backend(PRLSTMConfig(cell_type="rnn"), hidden) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backend": "fused", "cell_type": "rnn"}, "`backend='fused'` cannot run: it has LSTM cells alone"),
+        ({"backend": "triton", "dtype": torch.float64}, "`backend='triton'` cannot run"),
+    ],
+)
+def test_what_cannot_run_is_refused(config, message):
+    dtype = config.pop("dtype", torch.float32)
+    model = model_of(dtype, **config)
+    with pytest.raises(RuntimeError, match=message):
+        model.composer(batch_of(3))

@@ -1,6 +1,7 @@
 """PR-LSTM models: the tree composer as transformers' `PreTrainedModel`s, with their heads and losses."""
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -38,6 +39,20 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             _truncated_normal_(module.weight, 1)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write the model with its code; arguments as in transformers.
+
+        The configuration then names a class for every head, so that without this package, too, any of them loads the
+        folder, as a built-in model's would.
+        """
+        if self._auto_class is not None:
+            self.config.auto_map = {
+                "AutoModel": "modeling_prlstm.PRLSTMModel",
+                "AutoModelForSequenceClassification": "modeling_prlstm.PRLSTMForSequenceClassification",
+                "AutoModelForTokenClassification": "modeling_prlstm.PRLSTMForTokenClassification",
+            }
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the embedding table; arguments as in transformers.

@@ -1,0 +1,145 @@
+"""Checkpoints of every dtype, and where this package is not installed."""
+
+import os
+import subprocess
+import sysconfig
+import textwrap
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+import modeling_prlstm
+from modeling_prlstm import PRLSTMForSequenceClassification
+
+from .reference import small_config
+
+PACKAGE = Path(modeling_prlstm.__file__).parent
+CODE = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def build(**kwargs):
+    torch.manual_seed(0)
+    return PRLSTMForSequenceClassification(small_config(**kwargs)).eval()
+
+
+def same_weights(one, other):
+    return one.state_dict().keys() == other.state_dict().keys() and all(
+        torch.equal(tensor, other.state_dict()[name].to(tensor.dtype)) for name, tensor in one.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("embedding_size", [None, 4])
+def test_round_trip_in_every_dtype(dtype, embedding_size, tmp_path):
+    model = build(embedding_size=embedding_size).to(dtype)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(5, (3, 9))
+    for arguments in ({}, {"dtype": dtype}, {"dtype": "auto"}, {"device_map": "auto"}, {"device_map": "cpu"}):
+        loaded, report = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path, output_loading_info=True, **arguments
+        )
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+        assert same_weights(model, loaded)
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_dtype_asked_for(tmp_path):
+    build().save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_only_safetensors_are_written_beside_the_code(tmp_path):
+    build().save_pretrained(tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert CODE | {"config.json", "model.safetensors"} <= written
+    assert not [name for name in written if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_other_number_of_labels(tmp_path):
+    build().save_pretrained(tmp_path)
+    arguments = {"num_labels": 7, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, **arguments)
+    assert {key for key, *_ in report["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
+    assert same_weights(loaded.prlstm, build().prlstm)
+    assert loaded(torch.randint(5, (3, 9))).logits.shape == (3, 7)
+
+
+def test_other_head_reports_what_is_missing(tmp_path):
+    build().prlstm.save_pretrained(tmp_path)
+    loaded, report = AutoModelForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    assert same_weights(loaded.prlstm, build().prlstm)
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        model = PRLSTMForSequenceClassification(small_config())
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def python_without_package(tmp_path_factory):
+    """The interpreter of a virtual environment that sees what is installed here except this package."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    packages = sysconfig.get_path("purelib", vars={"base": folder, "platbase": folder})
+    # A path that a .pth file adds has no .pth files read in turn: an editable install there stays out.
+    with open(os.path.join(packages, "dependencies.pth"), "w") as file:
+        file.write(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
+
+
+def run(python, folder, code):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [python, "-c", textwrap.dedent(code)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_where_the_package_is_not_installed(python_without_package, tmp_path):
+    model, ids = build(), torch.randint(5, (3, 9))
+    model.save_pretrained(tmp_path / "saved")
+    torch.save({"ids": ids, "logits": model(ids).logits.detach()}, tmp_path / "expected.pt")
+    done = run(
+        python_without_package,
+        tmp_path,
+        """
+        import importlib.util
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+        from transformers import AutoModelForTokenClassification
+
+        assert importlib.util.find_spec("modeling_prlstm") is None
+        expected = torch.load("expected.pt")
+        remote = {"trust_remote_code": True}
+        assert AutoConfig.from_pretrained("saved", **remote).hidden_size == 6
+        AutoModel.from_pretrained("saved", **remote)
+        AutoModelForTokenClassification.from_pretrained("saved", **remote)
+        model = AutoModelForSequenceClassification.from_pretrained("saved", **remote)
+        assert torch.equal(model(expected["ids"]).logits, expected["logits"])
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        model(expected["ids"], labels=torch.tensor([0, 1, 2])).loss.backward()
+        optimizer.step()
+        assert not torch.equal(model(expected["ids"]).logits, expected["logits"])
+        model.save_pretrained("again")
+        again = AutoModelForSequenceClassification.from_pretrained("again", **remote)
+        assert torch.equal(again(expected["ids"]).logits, model(expected["ids"]).logits)
+        """,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "again").iterdir()} >= CODE
+
+
+def test_neither_package_nor_trust(python_without_package, tmp_path):
+    build().save_pretrained(tmp_path / "saved")
+    code = "from transformers import AutoModel; AutoModel.from_pretrained('saved', trust_remote_code=False)"
+    done = run(python_without_package, tmp_path, code)
+    assert done.returncode != 0
+    assert "trust_remote_code" in done.stderr

@@ -30,6 +30,13 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ("PRLSTMComposer",)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let a class that FSDP2 makes of a model keep its name and module: `save_pretrained` finds the code by them."""
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("torch."):
+            model_class = cls.__bases__[-1]
+            cls.__name__, cls.__module__ = model_class.__name__, model_class.__module__
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every weight from a normal truncated at 2 sd, sd = 1/sqrt(fan-in); every bias 0 (paper's code)."""
@@ -78,6 +85,8 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
     def __init__(self, config: PRLSTMConfig):
         super().__init__(config)
         self.composer = PRLSTMComposer(config)
+        if config.embedding_size is not None:  # FSDP2 gives the table a unit of its own, which must come before others
+            self._no_split_modules = (*self._no_split_modules, "Embedding")
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding | None:

@@ -1,0 +1,73 @@
+"""One graph serves every length: torch.compile, torch.export and ONNX, right at lengths that were not traced."""
+
+import pytest
+import torch
+
+from modeling_prlstm import PRLSTMForSequenceClassification, PRLSTMForTokenClassification
+
+from .reference import small_config
+
+MODELS = {"reduce": PRLSTMForSequenceClassification, "scan": PRLSTMForTokenClassification}
+SHAPES = [(1, 1), (3, 2), (4, 100), (2, 1000), (5, 37), (1, 64)]
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    return MODELS[request.param](small_config(num_refinements=1)).eval()
+
+
+def batch(rows, length):
+    """Ids and a mask of scattered padding."""
+    generator = torch.Generator().manual_seed(length)
+    mask = (torch.rand(rows, length, generator=generator) < 0.7).long()
+    mask[:, length // 2] = 1
+    return {"input_ids": torch.randint(5, (rows, length), generator=generator), "attention_mask": mask}
+
+
+def test_compiled_graphs_are_few(model):
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
+    shapes = [(8, length) for length in range(1, 41)] + [(rows, 24) for rows in range(1, 65)]
+    with torch.no_grad():
+        for rows, length in shapes:
+            ids = batch(rows, length)["input_ids"]
+            torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
+    assert len(graphs) <= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_exported_for_any_length(model):
+    rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
+    axes = {0: rows, 1: length}
+    program = torch.export.export(
+        model, (), batch(2, 9), dynamic_shapes={"input_ids": axes, "attention_mask": axes}
+    ).module()
+    for shape in SHAPES:
+        inputs = batch(*shape)
+        torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own dependencies
+def test_onnx_for_any_length(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    torch.manual_seed(0)
+    model = PRLSTMForSequenceClassification(small_config(num_refinements=0)).eval()
+    axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length")}
+    config = OnnxConfig(dynamic=True, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
+    OnnxExporter().export(model, batch(2, 9), config).save_pretrained(tmp_path)
+    (file,) = tmp_path.rglob("*.onnx")
+    session = onnxruntime.InferenceSession(str(file))
+    for shape in SHAPES:
+        inputs = batch(*shape)
+        (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
+        torch.testing.assert_close(torch.from_numpy(logits), model(**inputs).logits)

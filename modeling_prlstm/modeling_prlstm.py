@@ -31,7 +31,7 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ("PRLSTMComposer",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let a class that FSDP2 makes of a model keep its name and module: `save_pretrained` finds the code by them."""
+        """Let a class that FSDP2 makes of a model keep its name and module: saving finds the code by them."""
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith("torch."):
             model_class = cls.__bases__[-1]

@@ -3,19 +3,29 @@
 `reduce` gives the state of each row's last token with n - 1 merges, `scan` a state for every token with about 2n, both
 in about log2(n) or 2 log2(n) steps. Complete subtrees are work shared by the padded batch; the folds follow each
 row's own length.
+
+This is also where a backend is chosen. `eager` is `cells.py` under autograd; the others are the fused paths, one
+function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernels on a GPU.
 """
+
+import importlib.util
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
+from .fused import Arithmetic, Leaves, compose
+from .fused_cpu import TorchArithmetic
 from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
 
 # Up to this many ids, the leaf of every id is computed once and looked up; above it, the leaf of every token.
 SMALL_VOCABULARY = 1024
+
+logger = logging.get_logger(__name__)
 
 
 class PRLSTMBinary(nn.Linear):
@@ -56,6 +66,7 @@ class PRLSTMComposer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size) if config.embedding_size else None
         self.leaf = nn.Linear(config.embedding_size or config.vocab_size, self.cell.leaf_width * config.hidden_size)
         self.merge = PRLSTMMerge(config)
+        self.config = config
 
     def forward(
         self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True
@@ -73,13 +84,24 @@ class PRLSTMComposer(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self._trace(inputs, lengths, every_prefix)
-        leaves = self._leaves(inputs)
+        ids, states = self._leaves_once(inputs)
+        backend = choose_backend(self.config, states[0])
+        if backend != "eager":
+            return _look_up(ids, states[:1])[0], self._compose(backend, Leaves(ids, *states), lengths, every_prefix)
+        leaves = _look_up(ids, states)
         levels = self._up_sweep(leaves)
         if every_prefix:
             states = self._scan(levels)
         else:
             states = self._fold(levels, inputs.shape[1]) if lengths is None else self._fold_each(levels, lengths)
         return leaves[0], states[0]
+
+    def _compose(self, backend: str, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Tensor:
+        """The prefixes' states by a fused path."""
+        layers = (self.merge.binary, *self.merge.refine)
+        weights = tuple(part.to(leaves.hidden.dtype) for layer in layers for part in (layer.weight, layer.bias))
+        checkpoint = self.training and self.merge.gradient_checkpointing
+        return compose(_arithmetic(backend), leaves, lengths, weights, every_prefix, checkpoint)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.
@@ -88,7 +110,7 @@ class PRLSTMComposer(nn.Module):
         that hold padding are never read.
         """
         length = inputs.shape[1]
-        leaves = self._leaves(_pad_for_trace(inputs))
+        leaves = _look_up(*self._leaves_once(_pad_for_trace(inputs)))
         levels = [leaves]
         for level in range(1, TRACED_LEVELS + 1):
             left, right = (tuple(part[:, side::2] for part in levels[-1]) for side in (0, 1))
@@ -102,22 +124,25 @@ class PRLSTMComposer(nn.Module):
             lengths = inputs.new_full((inputs.shape[0],), length, dtype=torch.int64)
         return _crop(leaves[0], length), self._fold_each(levels, lengths)[0]
 
-    def _leaves(self, inputs: Tensor) -> State:
-        """Leaf states [B, T, H] of ids [B, T] or embeddings [B, T, E]."""
-        return self.cell.leaf(self.leaf(inputs)) if inputs.is_floating_point() else self._leaves_of_ids(inputs)
+    def _leaves_once(self, inputs: Tensor) -> tuple[Tensor | None, State]:
+        """Leaf states of ids [B, T] or embeddings [B, T, E].
 
-    def _leaves_of_ids(self, tokens: Tensor) -> State:
-        """Leaf states of ids [B, T]. A leaf depends on its token's id alone: each id of a small vocabulary once."""
+        A leaf depends on its token's id alone: of a small vocabulary, every id's is computed once.
+
+        Returns:
+            Either ids [B, T] and the states of all of them [V, H], or None and the states of all tokens [B, T, H].
+        """
+        if inputs.is_floating_point():
+            return None, self.cell.leaf(self.leaf(inputs))
         vocab_size = self.leaf.in_features if self.embed_tokens is None else self.embed_tokens.num_embeddings
         small = vocab_size <= SMALL_VOCABULARY
-        ids = torch.arange(vocab_size, device=tokens.device) if small else tokens
+        ids = torch.arange(vocab_size, device=inputs.device) if small else inputs
         if self.embed_tokens is None:  # W_leaf times a one-hot vector is a column of W_leaf
             product = F.embedding(ids, self.leaf.weight.t()) + self.leaf.bias
             product = product.to(_product_dtype(product))
         else:
             product = self.leaf(self.embed_tokens(ids))
-        leaves = self.cell.leaf(product)
-        return tuple(F.embedding(tokens, part) for part in leaves) if small else leaves
+        return inputs if small else None, self.cell.leaf(product)
 
     def _up_sweep(self, leaves: State) -> list[State]:
         """The states of all complete blocks, by level: [B, T >> k, H] at level k.
@@ -179,6 +204,50 @@ class PRLSTMComposer(nn.Module):
     def _append(self, state: State, block: State) -> State:
         """The states [..., H] of prefixes `state` [..., H] followed by `block` [..., H]."""
         return self.merge(*(torch.stack(pair, dim=-2) for pair in zip(state, block, strict=True)))
+
+
+def choose_backend(config: PRLSTMConfig, states: Tensor) -> str:
+    """The backend, "eager", "fused" or "triton", that `config.backend` gives for hidden states like `states`.
+
+    Raises:
+        RuntimeError: if the one asked for cannot run.
+    """
+    device = states.device.type
+    automatic = config.backend == "auto"
+    backend = {"cpu": "fused", "cuda": "triton"}.get(device, "eager") if automatic else config.backend
+    why_not = None
+    if backend != "eager" and config.cell_type != "lstm":
+        why_not = f"it has LSTM cells alone, and `cell_type` is {config.cell_type!r}"
+    elif backend == "triton":
+        why_not = _why_not_triton(states)
+    if automatic:
+        reason = f" ({backend!r}: {why_not})" if why_not else ""
+        backend = "eager" if why_not else backend
+        logger.info_once(f"PR-LSTM runs its {backend!r} backend on {device}{reason}.")
+    elif why_not:
+        raise RuntimeError(f"`backend='{backend}'` cannot run: {why_not}. Use `backend='auto'`.")
+    return backend
+
+
+def _why_not_triton(states: Tensor) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    from .kernels import why_not
+
+    return why_not(states)
+
+
+def _arithmetic(backend: str) -> Arithmetic:
+    if backend == "fused":
+        return TorchArithmetic()
+    from .kernels import TritonArithmetic
+
+    return TritonArithmetic()
+
+
+def _look_up(ids: Tensor | None, states: State) -> State:
+    """The states [B, T, H] of `_leaves_once`'s pair."""
+    return states if ids is None else tuple(F.embedding(ids, part) for part in states)
 
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:

@@ -25,6 +25,10 @@ class PRLSTMConfig(PreTrainedConfig):
             Width of an embedding table before the leaf. None: tokens are one-hot, as in the paper.
         classifier_dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability of the states that enter a classification head, in [0, 1).
+        backend (`"auto"`, `"eager"`, `"fused"` or `"triton"`, *optional*, defaults to `"auto"`):
+            What computes the tree. `eager`: plain PyTorch, the reference; any device and cell. `fused`: the whole tree
+            as one function in plain PyTorch, LSTM cells. `triton`: the same in Triton kernels, on a GPU. `auto`:
+            `triton` on a GPU and `fused` on a CPU where they can run, else `eager`.
         pad_token_id (`int`, *optional*):
             Id that pads a batch. The models go by `attention_mask` alone: this one is for collators and pipelines.
 
@@ -51,6 +55,7 @@ class PRLSTMConfig(PreTrainedConfig):
     cell_type: Literal["lstm", "rnn", "gru"] = "lstm"
     embedding_size: int | None = None
     classifier_dropout: float | int = 0.0
+    backend: Literal["auto", "eager", "fused", "triton"] = "auto"
     pad_token_id: int | None = None
 
     def validate_architecture(self) -> None:

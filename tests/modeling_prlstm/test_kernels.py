@@ -124,7 +124,7 @@ def test_vocabularies(backend, vocab_size):
 def test_checkpointing_changes_nothing(backend, every_prefix):
     model = model_of().train()
     expected = states_and_gradients(model, "eager", batch_of(13), None, every_prefix)
-    model.gradient_checkpointing_enable()
+    model.composer.merge.gradient_checkpointing = True
     actual = states_and_gradients(model, backend, batch_of(13), None, every_prefix, DEVICE[backend])
     assert_agrees(actual, expected, 1e-5)
 

@@ -1,0 +1,534 @@
+"""The whole tree as one differentiable function: the fused paths' schedule, forward and backward.
+
+Autograd sees a single node in place of tens for every merge. What a merge computes is left to an `Arithmetic`, one for
+each kind of device; here is which merges, in which order, on which part of the buffers. The results are those of
+`cells.py` and `composer.py`, for LSTM cells alone (paper section 3).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .layout import Form, Layout, Step, Target, make_layout
+
+# Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids.
+ONE_HOT_IDS = 64
+# Under activation checkpointing the gates of this many merges exist at a time.
+CHECKPOINT_ROWS = 8192
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Arithmetic(Protocol):
+    """One LSTM cell, forward and backward, for many rows at once.
+
+    The binary cell and the refinement are one formula, with F = 2 and F = 1 states before it:
+    `[i, g, o, f_1 .. f_F] = W [h_1 .. h_F] + b`, `c = σ(i) ⊙ tanh(g) + Σ σ(f_j) ⊙ c_j`, `h = σ(o) ⊙ tanh(c)`.
+    """
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows to give it at once; None: as many as there are."""
+
+    def operand(self, weight: Tensor) -> Tensor:
+        """`weight` as `forward` takes it."""
+
+    def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which the gates' values are kept for the backward, of hidden states of `dtype`."""
+
+    def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
+        """A buffer in `dtype` for the gradients of all `gates`; may be the memory of `gates` itself."""
+
+    def forward(
+        self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+    ) -> None:
+        """Compute a cell.
+
+        Args:
+            state: hidden [n, F * H] and cell [n, F, H] before it.
+            weight: `operand` of [(3 + F) * H, F * H], rows i, g, o, f_1 .. f_F; `bias` like its rows.
+            bias: see `weight`.
+            gates: takes the gates' values, [n, (3 + F) * H]; None: they are not wanted.
+            out: hidden and cell [slots, H], which take the results at the places of `target`.
+            target: see `out`.
+            batch: rows of the batch.
+        """
+
+    def backward(
+        self,
+        gradient: Pair,
+        target: Target,
+        batch: int,
+        gates: Tensor,
+        cell: Tensor,
+        slopes: Tensor,
+        cell_gradient: Tensor,
+        accumulate: bool,
+    ) -> Tensor:
+        """Differentiate a cell, up to the product.
+
+        Args:
+            gradient: of the results, [slots, H] each, at the places of `target`.
+            target: see `gradient`.
+            batch: rows of the batch.
+            gates: their values [n, (3 + F) * H].
+            cell: before the cell [n, F, H].
+            slopes: takes the gradient of the gates' sums [n, (3 + F) * H].
+            cell_gradient: takes the gradient of `cell`, like it.
+            accumulate: whether to add it to what is there.
+
+        Returns:
+            Sums of `slopes` over some of its rows each, [any, (3 + F) * H]: their sum is the bias's gradient.
+        """
+
+
+class Leaves(NamedTuple):
+    """The states of the leaves.
+
+    Attributes:
+        ids: [B, T], rows of the other two; None: these hold every leaf, [B, T, H].
+        hidden: [N, H] or [B, T, H].
+        cell: like it, in float32 at least.
+    """
+
+    ids: Tensor | None
+    hidden: Tensor
+    cell: Tensor
+
+
+class _Kept(NamedTuple):
+    """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next."""
+
+    gates: list[Tensor | None]
+    between: list[Pair]
+
+
+class Tree:
+    """One batch's buffers and what is done in them; this class for rows that are all as long as the batch.
+
+    Args:
+        arithmetic: of the device.
+        layout: of the batch.
+        like: any tensor [..., H] with the hidden states' dtype and device.
+        weights: weight and bias of each cell of a merge in turn, in that dtype.
+        lengths: of the rows [B], int64; for `EachTree`.
+        keep: whether to keep all that the backward reads. Else it computes the gates again, and needs a third of the
+            memory.
+        rows: how many merges to do at a time, at most; None: as many as can be, or as `arithmetic` likes.
+    """
+
+    def __init__(
+        self,
+        arithmetic: Arithmetic,
+        layout: Layout,
+        like: Tensor,
+        weights: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        keep: bool,
+        rows: int | None,
+    ):
+        self.arithmetic, self.layout, self.lengths, self.keep = arithmetic, layout, lengths, keep
+        self.cells = list(zip(weights[::2], weights[1::2], strict=True))
+        self.like = like.new_empty(0)
+        self.size = like.shape[-1]
+        self.wide = torch.promote_types(like.dtype, torch.float32)
+        rows = arithmetic.rows or rows
+        self.parts = {step: [*step.split(layout.batch, rows)] for step in layout.levels + layout.appends}
+        self.widest = max((part.merges * layout.batch for parts in self.parts.values() for part in parts), default=0)
+        self.states = self._states(layout.slots)
+        self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
+
+    def forward(self, leaves: Leaves) -> Tensor:
+        """The prefixes' hidden states: [B, T, H] for the form `every`, else [B, H]."""
+        self.operands = [self.arithmetic.operand(weight) for weight, _ in self.cells]
+        self._place(leaves)
+        for step in self.layout.levels:
+            self._merge(step)
+        self._append()
+        return self._result(self.states[0]).clone(memory_format=torch.contiguous_format)
+
+    def backward(self, gradient: Tensor, leaves: Leaves) -> tuple[Tensor, ...]:
+        """The gradients of `leaves.hidden`, `leaves.cell` and the weights, of the result's `gradient`."""
+        self._start_gradients()
+        self._result(self.gradients[0]).copy_(gradient)
+        self._append_backward()
+        for step in reversed(self.layout.levels):
+            self._merge_backward(step)
+        gradients = *self._leaves_backward(leaves), *self._weights_backward()
+        # The gates' values are spent. Were there a second backward, it would compute them again.
+        self.keep = False
+        self.kept = _Kept([], [])
+        del self.gradients, self.slopes
+        return gradients
+
+    # What the forms of the tree do each in their own way.
+
+    shares_states = False  # whether a state can be merged more than once, so that its gradients add up
+
+    def _append(self) -> None:
+        for step in self.layout.appends:
+            self._merge(step)
+
+    def _append_backward(self) -> None:
+        for step in reversed(self.layout.appends):
+            self._merge_backward(step)
+
+    def _result(self, buffer: Tensor) -> Tensor:
+        return buffer[self.layout.result : self.layout.result + self.layout.batch]
+
+    # Merges.
+
+    def _merge(self, step: Step) -> None:
+        for part in self.parts[step]:
+            self._run_cells(part, self.kept, part.first if self.keep else 0, self.states, part.target)
+
+    def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, target: Target) -> None:
+        """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
+        batch = self.layout.batch
+        count = part.merges * batch
+        state = self._inputs(self.states, part.first, count)
+        for number, (weight, (_, bias)) in enumerate(zip(self.operands, self.cells, strict=True)):
+            gates = kept.gates[number]
+            gates = None if gates is None else gates[first : first + count]
+            if number == len(self.cells) - 1:
+                self.arithmetic.forward(state, weight, bias, gates, out, target, batch)
+            else:
+                hidden, cell = (part[first : first + count] for part in kept.between[number])
+                in_order = Target.evenly(0, batch, part.merges)
+                self.arithmetic.forward(state, weight, bias, gates, (hidden, cell), in_order, batch)
+                state = hidden, cell[:, None]
+
+    def _merge_backward(self, step: Step) -> None:
+        for part in reversed(self.parts[step]):
+            first = part.first
+            if not self.keep:
+                first = 0
+                in_order = Target.evenly(0, self.layout.batch, part.merges)
+                self._run_cells(part, self.again, first, self.unused, in_order)
+            self._cells_backward(part, self.kept if self.keep else self.again, first)
+
+    def _cells_backward(self, part: Step, kept: _Kept, first: int) -> None:
+        batch = self.layout.batch
+        count = part.merges * batch
+        rows = slice(first, first + count)
+        gradient, target = self.gradients, part.target
+        for number in reversed(range(len(self.cells))):
+            weight, _ = self.cells[number]
+            gates = kept.gates[number]
+            assert gates is not None
+            slopes = self.slopes[number][rows]
+            into: Pair
+            if number:
+                hidden, cell = (part[rows] for part in kept.between[number - 1])
+                cell = cell[:, None]
+                between = self.between_gradients[(number - 1) % 2]
+                into = between[0][:count], between[1][:count]
+                into_cell = into[1][:, None]
+            else:
+                hidden, cell = self._inputs(self.states, part.first, count)
+                into = self._inputs(self.gradients, part.first, count)
+                into_cell = into[1]
+            adds = self.shares_states and not number
+            sums = self.arithmetic.backward(gradient, target, batch, gates[rows], cell, slopes, into_cell, adds)
+            self.bias_sums[number].append(sums)
+            if adds:
+                into[0].addmm_(slopes, weight)
+            else:
+                torch.mm(slopes, weight, out=into[0])
+            if not self.keep:
+                self.weight_gradients[number] += slopes.t() @ hidden
+            gradient, target = into, Target.evenly(0, batch, part.merges)
+
+    def _inputs(self, buffers: Pair, first: int, count: int) -> Pair:
+        """What `count` rows merge, from row `first` on: hidden [count, 2H] and cell [count, 2, H]."""
+        hidden, cell = (buffer[2 * first : 2 * (first + count)] for buffer in buffers)
+        return hidden.view(count, 2 * self.size), cell.view(count, 2, self.size)
+
+    def _pairs(self, buffer: Tensor, first: int, count: int) -> Tensor:
+        """The slots [count, B, 2, H] of `count` merges, from row `first` on."""
+        slots = buffer[2 * first : 2 * (first + count * self.layout.batch)]
+        return slots.view(count, self.layout.batch, 2, self.size)
+
+    # Leaves.
+
+    def _place(self, leaves: Leaves) -> None:
+        """Write the leaves' states into their slots."""
+        paired = self._paired_leaves()
+        for into, states in zip(self.states, (leaves.hidden, leaves.cell), strict=True):
+            if leaves.ids is not None:
+                torch.index_select(states, 0, self._in_slots(leaves.ids).flatten(), out=into[: paired.numel()])
+            else:
+                into[: paired.numel()].view(*paired, self.size).copy_(self._in_slots(states))
+            if self.layout.last[0] is not None:
+                self._last(into, 0).copy_(states[:, -1] if leaves.ids is None else states[leaves.ids[:, -1]])
+
+    def _in_slots(self, values: Tensor) -> Tensor:
+        """The leaves that have a pair, of `values` [B, T, ...], in the order of their slots: [T // 2, B, 2, ...]."""
+        pairs = values.shape[1] // 2
+        return values[:, : 2 * pairs].unflatten(1, (pairs, 2)).transpose(0, 1)
+
+    def _paired_leaves(self) -> torch.Size:
+        return torch.Size((self.layout.length // 2, self.layout.batch, 2))
+
+    def _leaves_backward(self, leaves: Leaves) -> tuple[Tensor, Tensor]:
+        hidden, cell = (
+            self._leaf_gradient(gradient, leaves.ids, states)
+            for gradient, states in zip(self.gradients, (leaves.hidden, leaves.cell), strict=True)
+        )
+        return hidden, cell
+
+    def _leaf_gradient(self, gradient: Tensor, ids: Tensor | None, states: Tensor) -> Tensor:
+        paired = self._paired_leaves()
+        of_pairs = gradient[: paired.numel()]
+        has_last = self.layout.last[0] is not None
+        if ids is None:
+            result = torch.empty_like(states, memory_format=torch.contiguous_format)
+            self._in_slots(result).copy_(of_pairs.view(*paired, self.size))
+            if has_last:
+                result[:, -1] = self._last(gradient, 0)
+            return result
+        result = _sum_by_id(of_pairs, self._in_slots(ids).flatten(), len(states))
+        return result + _sum_by_id(self._last(gradient, 0), ids[:, -1], len(states)) if has_last else result
+
+    def _last(self, buffer: Tensor, level: int) -> Tensor:
+        """The slots [B, H] of the last node of `level`, which has an odd number of them."""
+        place = self.layout.last[level]
+        assert place is not None
+        first, step = place
+        return buffer[first : first + step * self.layout.batch : step]
+
+    # Buffers.
+
+    def _states(self, count: int) -> Pair:
+        """Uninitialised hidden and cell states [count, H]."""
+        shape = count, self.size
+        return self.like.new_empty(shape), self.like.new_empty(shape, dtype=self.wide)
+
+    def _make_kept(self, rows: int, gates: bool) -> _Kept:
+        gates_dtype = self.arithmetic.gates_dtype(self.like.dtype)
+        return _Kept(
+            [self.like.new_empty(rows, len(w), dtype=gates_dtype) if gates else None for w, _ in self.cells],
+            [self._states(rows) for _ in self.cells[1:]],
+        )
+
+    def _start_gradients(self) -> None:
+        layout = self.layout
+        self.gradients = self._states(layout.slots)
+        if self.shares_states:
+            self.gradients[0].zero_()
+            self.gradients[1].zero_()
+        else:
+            self._result(self.gradients[1]).zero_()
+        self.between_gradients = [self._states(self.widest) for _ in self.cells[1:3]]
+        if not self.keep:
+            self.again = self._make_kept(self.widest, gates=True)
+            self.unused = self._states(self.widest)
+            self.weight_gradients = [torch.zeros_like(weight) for weight, _ in self.cells]
+        gates = self.kept.gates if self.keep else self.again.gates
+        self.slopes = [self.arithmetic.slopes(values, self.like.dtype) for values in gates if values is not None]
+        self.bias_sums: list[list[Tensor]] = [[] for _ in self.cells]
+
+    def _weights_backward(self) -> list[Tensor]:
+        if self.keep:
+            rows = self.layout.rows
+            inputs = [self._inputs(self.states, 0, rows)[0], *(hidden for hidden, _ in self.kept.between)]
+            weights = [slopes.t() @ hidden for slopes, hidden in zip(self.slopes, inputs, strict=True)]
+        else:
+            weights = self.weight_gradients
+        gradients = []
+        for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
+            gradients += [weight, torch.cat(sums).sum(0).to(bias.dtype) if sums else torch.zeros_like(bias)]
+        return gradients
+
+
+class EachTree(Tree):
+    """A tree of rows with lengths of their own: the folds take, row by row, the blocks that it has."""
+
+    shares_states = True
+
+    def _append(self) -> None:
+        layout = self.layout
+        top = len(layout.levels)
+        state: Pair = tuple(self._last(part, top) for part in self.states)  # type: ignore[assignment]
+        for step, level in zip(layout.appends, reversed(range(top)), strict=True):
+            starts, goes_on, index = self._fold(level)
+            block = [part.index_select(0, index) for part in self.states]
+            rows = [self._pairs(part, step.first, 1)[0] for part in self.states]
+            for pair, before, after in zip(rows, state, block, strict=True):
+                pair[:, 0] = before
+                pair[:, 1] = after
+            self._merge(step)
+            state = tuple(  # type: ignore[assignment]
+                torch.where(starts, after, torch.where(goes_on, self._merged(part), before))
+                for part, before, after in zip(self.states, state, block, strict=True)
+            )
+        for part, final in zip(self.states, state, strict=True):
+            self._result(part).copy_(final)
+
+    def _append_backward(self) -> None:
+        layout = self.layout
+        top = len(layout.levels)
+        carried = [self._result(part).clone() for part in self.gradients]
+        for step, level in zip(reversed(layout.appends), range(top), strict=True):
+            starts, goes_on, index = self._fold(level)
+            for part, gradient in zip(self.gradients, carried, strict=True):
+                self._merged(part).copy_(torch.where(goes_on, gradient, 0))
+            self._merge_backward(step)
+            for number, part in enumerate(self.gradients):
+                before, after = self._pairs(part, step.first, 1)[0].unbind(1)
+                gradient = carried[number]
+                # No two rows have the same block: nothing is lost by writing the sums back.
+                part[index] = part[index] + torch.where(starts, gradient, 0) + after
+                carried[number] = torch.where(starts | goes_on, 0, gradient) + before
+        for part, gradient in zip(self.gradients, carried, strict=True):
+            self._last(part, top).add_(gradient)
+
+    def _fold(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row at the block of `level`: does it start the row, does it go on [B, 1]; its slot (or any) [B]."""
+        layout = self.layout
+        assert self.lengths is not None
+        blocks = self.lengths >> level
+        starts = blocks == 1
+        goes_on = (blocks % 2 == 1) & ~starts
+        node = (blocks - 1).clamp(min=0)
+        row = torch.arange(layout.batch, device=node.device)
+        first = layout.levels[level].first
+        slot = 2 * (first + node // 2 * layout.batch + row) + node % 2
+        place = layout.last[level]
+        if place is not None:
+            slot = torch.where(node == layout.nodes(level) - 1, place[0] + place[1] * row, slot)
+        return starts[:, None], goes_on[:, None], slot
+
+    def _merged(self, buffer: Tensor) -> Tensor:
+        return buffer[self.layout.scratch : self.layout.scratch + self.layout.batch]
+
+
+class EveryTree(Tree):
+    """A tree with the states of all prefixes.
+
+    Downwards, the prefixes that end where a block of level k ends are every second time known from the level above;
+    the others append one block of level k to the prefix before them.
+    """
+
+    shares_states = True
+
+    def _append(self) -> None:
+        for part in self.states:
+            for prefix, block in self._first_blocks(part):
+                prefix.copy_(block)
+        for step, level in zip(self.layout.appends, reversed(range(len(self.layout.levels))), strict=True):
+            for part in self.states:
+                for operand, source in self._operands(part, step, level):
+                    operand.copy_(source)
+            self._merge(step)
+
+    def _append_backward(self) -> None:
+        for step, level in zip(reversed(self.layout.appends), range(len(self.layout.levels)), strict=True):
+            self._merge_backward(step)
+            for part in self.gradients:
+                for operand, source in self._operands(part, step, level):
+                    source.add_(operand)
+        for part in self.gradients:
+            for prefix, block in self._first_blocks(part):
+                block.add_(prefix)
+
+    def _operands(self, buffer: Tensor, step: Step, level: int) -> Iterator[Pair]:
+        """The slots that the merges of `step` take, each with the slots that their states come from."""
+        layout = self.layout
+        operands = self._pairs(buffer, step.first, step.merges)
+        yield operands[:, :, 0], self._prefixes(buffer)[2 * 2**level - 1 :: 2 * 2**level][: step.merges]
+        paired = layout.levels[level].merges - 1
+        yield operands[:paired, :, 1], self._pairs(buffer, layout.levels[level].first, paired + 1)[1:, :, 0]
+        if paired < step.merges:
+            yield operands[paired, :, 1], self._last(buffer, level)
+
+    def _first_blocks(self, buffer: Tensor) -> Iterator[Pair]:
+        """The prefixes that are the first block of a level [B, H], each with that block."""
+        layout = self.layout
+        for level in range(len(layout.levels) + 1):
+            alone = level == len(layout.levels)
+            block = self._last(buffer, level) if alone else self._pairs(buffer, layout.levels[level].first, 1)[0, :, 0]
+            yield self._prefixes(buffer)[2**level - 1], block
+
+    def _prefixes(self, buffer: Tensor) -> Tensor:
+        """The slots [T, B, H] of the result."""
+        count = self.layout.length * self.layout.batch
+        slots = buffer[self.layout.result : self.layout.result + count]
+        return slots.view(self.layout.length, self.layout.batch, self.size)
+
+    def _result(self, buffer: Tensor) -> Tensor:
+        return self._prefixes(buffer).transpose(0, 1)
+
+
+TREES: dict[Form, type[Tree]] = {"whole": Tree, "each": EachTree, "every": EveryTree}
+
+
+def compose(
+    arithmetic: Arithmetic,
+    leaves: Leaves,
+    lengths: Tensor | None,
+    weights: tuple[Tensor, ...],
+    every_prefix: bool,
+    checkpoint: bool,
+) -> Tensor:
+    """The hidden states of prefixes, differentiable once.
+
+    Args:
+        arithmetic: of the leaves' device.
+        leaves: the leaves' states.
+        lengths: of the rows [B], int64; None: all rows are as long as the batch.
+        weights: weight and bias of each cell of a merge in turn, in the hidden states' dtype.
+        every_prefix: all positions' states [B, T, H]; else the last of each row [B, H].
+        checkpoint: keep the states alone and compute the gates again in the backward.
+    """
+    form: Form = "every" if every_prefix else "whole" if lengths is None else "each"
+    batch, length = (leaves.hidden if leaves.ids is None else leaves.ids).shape[:2]
+    differentiable = leaves.hidden, leaves.cell, *weights
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    rows = CHECKPOINT_ROWS if checkpoint else None
+
+    def make_tree(weights: tuple[Tensor, ...]) -> Tree:
+        layout = make_layout(batch, length, form)
+        return TREES[form](arithmetic, layout, leaves.hidden, weights, lengths, keep and not checkpoint, rows)
+
+    if keep:
+        return _Compose.apply(make_tree, leaves.ids, *differentiable)
+    with torch.autocast(leaves.hidden.device.type, enabled=False):
+        return make_tree(weights).forward(leaves)
+
+
+class _Compose(torch.autograd.Function):
+    """`compose` with a backward. The tree goes from one to the other as it is: its buffers are no one else's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        make_tree: Callable[[tuple[Tensor, ...]], Tree],
+        ids: Tensor | None,
+        hidden: Tensor,
+        cell: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, cell, *weights)
+        ctx.ids = ids
+        ctx.tree = make_tree(weights)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return ctx.tree.forward(Leaves(ids, hidden, cell))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        hidden, cell, *_ = ctx.saved_tensors  # raises if an input was changed since
+        with torch.autocast(hidden.device.type, enabled=False):
+            return None, None, *ctx.tree.backward(gradient, Leaves(ctx.ids, hidden, cell))
+
+
+def _sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:
+    """The sums [count, H] of the `gradients` [n, H] of equal `ids` [n], in an order that does not change."""
+    if count > ONE_HOT_IDS:
+        return torch.ops.aten.embedding_dense_backward(gradients, ids.long(), count, -1, False)
+    one_hot = ids == torch.arange(count, device=ids.device)[:, None]
+    return one_hot.to(gradients.dtype) @ gradients

@@ -1,0 +1,375 @@
+"""The LSTM cells of the fused path as Triton kernels: the gates of a merge are consumed in the kernel that makes them.
+
+Forward, one kernel a cell: the products of all gates of a tile of states stay in registers, and the new states are
+written straight to where the next merge reads them. Backward, one kernel makes the gates' gradients of the gates'
+values; the products with the weights are the library's. No sum is made by atomics: results do not change from run to
+run. Float32 products use TF32 where `torch.backends.cuda.matmul.allow_tf32` says so.
+
+Imported only when it runs. With `TRITON_INTERPRET=1` set before the import it runs on a CPU, slowly, to be tested.
+"""
+
+# The arguments of a kernel are values of Triton's language, which have no Python types.
+# mypy: disable-error-code="no-untyped-def"
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .fused import Pair
+from .layout import Target
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("`backend='triton'` needs the package triton: `pip install triton`.") from error
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not(states: Tensor) -> str | None:
+    """Why the kernels cannot make hidden states like `states`; None if they can."""
+    if states.dtype not in DTYPES:
+        return f"its kernels take float32, bfloat16 and float16, and the states are {states.dtype}"
+    if INTERPRETED:
+        return None
+    if states.device.type != "cuda":
+        return f"its kernels need a GPU, and the model is on {states.device}"
+    if torch.cuda.get_device_capability(states.device) < (8, 0):
+        return "its kernels need a GPU of compute capability 8.0 or more"
+    return None
+
+
+class _Tile(NamedTuple):
+    """What one program of the forward kernel does: `rows` x `columns` states, `depth` of the product at a time."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+class TritonArithmetic:
+    """`fused.Arithmetic` in Triton kernels."""
+
+    rows = None
+
+    def operand(self, weight: Tensor) -> Tensor:
+        """The weight in one piece, for TF32 rounded to it: the matrix units cut the excess bits off."""
+        weight = weight.contiguous()
+        if weight.dtype != torch.float32 or not _tf32():
+            return weight
+        return weight.view(torch.int32).add(0x1000).bitwise_and_(~0x1FFF).view(torch.float32)
+
+    def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """See `Arithmetic`."""
+        # The gates' values lie in [-1, 1]: float16 keeps as many of their bits as a TF32 product has.
+        return torch.float32 if dtype == torch.float32 and not _tf32() else torch.float16
+
+    def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Arithmetic`."""
+        return gates.view(dtype) if gates.dtype.itemsize == dtype.itemsize else torch.empty_like(gates, dtype=dtype)
+
+    def forward(
+        self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+    ) -> None:
+        """See `Arithmetic`."""
+        hidden, cell = state
+        count, states, size = cell.shape
+        tile = _forward_tile(count, size, hidden.dtype)
+        columns = triton.cdiv(size, tile.columns)
+        _forward[(triton.cdiv(count, tile.rows) * columns,)](
+            hidden,
+            cell,
+            weight,
+            bias,
+            gates,
+            *out,
+            count,
+            batch,
+            *_in_pairs(target, batch, count),
+            SIZE=size,
+            STATES=states,
+            KEEP=gates is not None,
+            WHOLE=size % tile.columns == 0 and size % tile.depth == 0,
+            PRECISION="tf32" if _tf32() else "ieee",
+            WIDEN=INTERPRETED and hidden.dtype == torch.bfloat16,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            DEPTH=tile.depth,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+    def backward(
+        self,
+        gradient: Pair,
+        target: Target,
+        batch: int,
+        gates: Tensor,
+        cell: Tensor,
+        slopes: Tensor,
+        cell_gradient: Tensor,
+        accumulate: bool,
+    ) -> Tensor:
+        """See `Arithmetic`."""
+        count, states, size = cell.shape
+        rows = 32 if count >= 8192 else 8
+        columns = min(64, triton.next_power_of_2(size))
+        tiles = triton.cdiv(count, rows)
+        sums = cell.new_empty(tiles, gates.shape[1])
+        _backward[(tiles, triton.cdiv(size, columns))](
+            *gradient,
+            gates,
+            cell,
+            slopes,
+            cell_gradient,
+            sums,
+            count,
+            batch,
+            *_in_pairs(target, batch, count),
+            SIZE=size,
+            STATES=states,
+            ADD=accumulate,
+            ROWS=rows,
+            COLUMNS=columns,
+            num_warps=4,
+        )
+        return sums
+
+
+def _tf32() -> bool:
+    return torch.backends.cuda.matmul.allow_tf32
+
+
+def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:
+    """The tile for `count` rows: large ones for many, and for few as many programs as the chip has processors."""
+    if dtype == torch.float32 and not _tf32():
+        return _Tile(64, 16, 16, 4, 2)
+    depth = 32 if dtype == torch.float32 else 64
+    if size < 64:
+        return _Tile(32, 16, 16, 4, 2)
+    if count >= 4096:
+        return _Tile(128, 64, depth, 8, 3)
+    if count >= 1024:
+        return _Tile(64, 32, depth, 4, 4)
+    return _Tile(32, 16, 2 * depth, 4, 4)
+
+
+def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
+    """The arguments of `_slots`: how many merges have a partner, and `target`."""
+    return count // batch // 2 * 2, *target
+
+
+# Sizes that change with the batch and its length: not worth a compilation each.
+VARYING = ["count", "batch", "paired", "base", "pair", "side", "row", "odd", "odd_row"]
+
+
+@triton.jit
+def _slots(rows, batch, paired, base, pair, side, row, odd, odd_row):
+    """The slots of the results `rows` (`layout.Target`), as int64: times H they may pass 2**31."""
+    merge = (rows // batch).to(tl.int64)
+    member = (rows % batch).to(tl.int64)
+    return tl.where(merge < paired, base + merge // 2 * pair + merge % 2 * side + member * row, odd + member * odd_row)
+
+
+@triton.jit
+def _tanh(x):
+    """By its series where the formula with the exponential loses the digits of a small result."""
+    square = x * x
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+    return tl.where(square < 0.04, series, 2 * tl.sigmoid(2 * x) - 1)
+
+
+@triton.jit
+def _round_to_tf32(x):
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _multiply(x, w, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    if WIDEN:
+        x = x.to(tl.float32)
+        w = w.to(tl.float32)
+    return tl.dot(x, w, onto, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _forward(
+    hidden_ptr,  # [count, STATES * SIZE]
+    cell_ptr,  # [count, STATES, SIZE], float32
+    weight_ptr,  # [(3 + STATES) * SIZE, STATES * SIZE], rows i, g, o, f_1 .. f_STATES
+    bias_ptr,  # [(3 + STATES) * SIZE]
+    gates_ptr,  # [count, (3 + STATES) * SIZE], their values; unused unless KEEP
+    hidden_out_ptr,  # [slots, SIZE]
+    cell_out_ptr,  # [slots, SIZE], float32
+    count,
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    SIZE: tl.constexpr,
+    STATES: tl.constexpr,
+    KEEP: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,  # the interpreter cannot multiply bfloat16
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """`fused.Arithmetic.forward`; one program makes ROWS x COLUMNS states."""
+    tiles: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
+    inputs: tl.constexpr = STATES * SIZE
+    # Programs that read the same rows run together.
+    rows = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    in_rows = rows < count
+    in_columns = columns < SIZE
+
+    i = tl.zeros((ROWS, COLUMNS), tl.float32)
+    g = tl.zeros((ROWS, COLUMNS), tl.float32)
+    o = tl.zeros((ROWS, COLUMNS), tl.float32)
+    left = tl.zeros((ROWS, COLUMNS), tl.float32)
+    right = tl.zeros((ROWS, COLUMNS), tl.float32)
+    hidden_at = hidden_ptr + rows.to(tl.int64)[:, None] * inputs + depth[None, :]
+    weight_at = weight_ptr + columns[None, :] * inputs + depth[:, None]
+    gate: tl.constexpr = SIZE * inputs
+    for start in range(0, inputs, DEPTH):
+        if WHOLE:
+            x = tl.load(hidden_at + start, mask=in_rows[:, None], other=0.0)
+            w_i = tl.load(weight_at + start)
+            w_g = tl.load(weight_at + start + gate)
+            w_o = tl.load(weight_at + start + 2 * gate)
+            w_left = tl.load(weight_at + start + 3 * gate)
+            if STATES == 2:
+                w_right = tl.load(weight_at + start + 4 * gate)
+        else:
+            in_depth = depth + start < inputs
+            inside = in_depth[:, None] & in_columns[None, :]
+            x = tl.load(hidden_at + start, mask=in_rows[:, None] & in_depth[None, :], other=0.0)
+            w_i = tl.load(weight_at + start, mask=inside, other=0.0)
+            w_g = tl.load(weight_at + start + gate, mask=inside, other=0.0)
+            w_o = tl.load(weight_at + start + 2 * gate, mask=inside, other=0.0)
+            w_left = tl.load(weight_at + start + 3 * gate, mask=inside, other=0.0)
+            if STATES == 2:
+                w_right = tl.load(weight_at + start + 4 * gate, mask=inside, other=0.0)
+        i = _multiply(x, w_i, i, PRECISION, WIDEN)
+        g = _multiply(x, w_g, g, PRECISION, WIDEN)
+        o = _multiply(x, w_o, o, PRECISION, WIDEN)
+        left = _multiply(x, w_left, left, PRECISION, WIDEN)
+        if STATES == 2:
+            right = _multiply(x, w_right, right, PRECISION, WIDEN)
+
+    inside = in_rows[:, None] & in_columns[None, :]
+    bias_at = bias_ptr + columns
+    i = tl.sigmoid(i + tl.load(bias_at, mask=in_columns, other=0.0).to(tl.float32)[None, :])
+    g = _tanh(g + tl.load(bias_at + SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
+    o = tl.sigmoid(o + tl.load(bias_at + 2 * SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
+    left = tl.sigmoid(left + tl.load(bias_at + 3 * SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
+    cell_at = cell_ptr + rows.to(tl.int64)[:, None] * inputs + columns[None, :]
+    cell = i * g + left * tl.load(cell_at, mask=inside, other=0.0)
+    if STATES == 2:
+        right = tl.sigmoid(right + tl.load(bias_at + 4 * SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
+        cell += right * tl.load(cell_at + SIZE, mask=inside, other=0.0)
+    if KEEP:
+        dtype = gates_ptr.dtype.element_ty
+        gates_at = gates_ptr + rows.to(tl.int64)[:, None] * ((3 + STATES) * SIZE) + columns[None, :]
+        tl.store(gates_at, i.to(dtype), mask=inside)
+        tl.store(gates_at + SIZE, g.to(dtype), mask=inside)
+        tl.store(gates_at + 2 * SIZE, o.to(dtype), mask=inside)
+        tl.store(gates_at + 3 * SIZE, left.to(dtype), mask=inside)
+        if STATES == 2:
+            tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
+    out_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
+    tl.store(cell_out_ptr + out_at, cell, mask=inside)
+    hidden = o * _tanh(cell)
+    if PRECISION == "tf32" and hidden_out_ptr.dtype.element_ty == tl.float32:
+        hidden = _round_to_tf32(hidden)  # as what the next product sees of it
+    tl.store(hidden_out_ptr + out_at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _backward(
+    hidden_gradient_ptr,  # [slots, SIZE]
+    cell_gradient_ptr,  # [slots, SIZE], float32
+    gates_ptr,  # [count, (3 + STATES) * SIZE]
+    cell_ptr,  # [count, STATES, SIZE], float32
+    slopes_ptr,  # like the gates; may be their memory
+    before_gradient_ptr,  # like the cell
+    sums_ptr,  # [tiles, (3 + STATES) * SIZE], float32
+    count,
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    SIZE: tl.constexpr,
+    STATES: tl.constexpr,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.backward`; one program differentiates ROWS x COLUMNS states and sums over its rows."""
+    width: tl.constexpr = (3 + STATES) * SIZE
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_columns = columns < SIZE
+    inside = (rows < count)[:, None] & in_columns[None, :]
+    from_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
+    gates_at = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    before_at = rows.to(tl.int64)[:, None] * (STATES * SIZE) + columns[None, :]
+    sums_at = sums_ptr + tl.program_id(0).to(tl.int64) * width + columns
+
+    i = tl.load(gates_ptr + gates_at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32)
+    o = tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32)
+    left = tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32)
+    left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
+    cell = i * g + left * left_cell
+    if STATES == 2:
+        right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
+        right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
+        cell += right * right_cell
+    activated = _tanh(cell)
+    d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
+    d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)
+    d_cell += d_hidden * o * (1 - activated * activated)
+
+    dtype = slopes_ptr.dtype.element_ty
+    slope = d_cell * g * i * (1 - i)
+    tl.store(slopes_ptr + gates_at, slope.to(dtype), mask=inside)
+    tl.store(sums_at, tl.sum(slope, 0), mask=in_columns)
+    slope = d_cell * i * (1 - g * g)
+    tl.store(slopes_ptr + gates_at + SIZE, slope.to(dtype), mask=inside)
+    tl.store(sums_at + SIZE, tl.sum(slope, 0), mask=in_columns)
+    slope = d_hidden * activated * o * (1 - o)
+    tl.store(slopes_ptr + gates_at + 2 * SIZE, slope.to(dtype), mask=inside)
+    tl.store(sums_at + 2 * SIZE, tl.sum(slope, 0), mask=in_columns)
+    slope = d_cell * left_cell * left * (1 - left)
+    tl.store(slopes_ptr + gates_at + 3 * SIZE, slope.to(dtype), mask=inside)
+    tl.store(sums_at + 3 * SIZE, tl.sum(slope, 0), mask=in_columns)
+    d_left = d_cell * left
+    if ADD:
+        d_left += tl.load(before_gradient_ptr + before_at, mask=inside, other=0.0)
+    tl.store(before_gradient_ptr + before_at, d_left, mask=inside)
+    if STATES == 2:
+        slope = d_cell * right_cell * right * (1 - right)
+        tl.store(slopes_ptr + gates_at + 4 * SIZE, slope.to(dtype), mask=inside)
+        tl.store(sums_at + 4 * SIZE, tl.sum(slope, 0), mask=in_columns)
+        d_right = d_cell * right
+        if ADD:
+            d_right += tl.load(before_gradient_ptr + before_at + SIZE, mask=inside, other=0.0)
+        tl.store(before_gradient_ptr + before_at + SIZE, d_right, mask=inside)

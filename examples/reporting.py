@@ -1,4 +1,4 @@
-"""What a formal-language run leaves behind: results.json, the figure, the model card and the table on the terminal."""
+"""What a run leaves behind: results.json, and a formal-language run's figure, model card and table on the terminal."""
 
 import json
 import platform
@@ -32,13 +32,25 @@ def results(
     train_seconds: float,
     test_seconds: float,
 ) -> dict[str, Any]:
-    """Everything that is worth knowing of a run, as plain JSON values."""
+    """Everything that is worth knowing of a formal-language run, as plain JSON values."""
     score = sum(accuracy_by_length.values()) / len(accuracy_by_length)
     return {
         "task": {"name": task.name, "level": task.level, "chance": task.chance, "kind": task.kind},
         "score": score,
         "solved": score >= SOLVED,
         "accuracy_by_length": accuracy_by_length,
+    } | run_facts(model, arguments, train_loss, train_seconds, test_seconds)
+
+
+def run_facts(
+    model: PreTrainedModel,
+    arguments: dict[str, Any],
+    train_loss: float,
+    train_seconds: float,
+    test_seconds: float,
+) -> dict[str, Any]:
+    """What results.json holds of any run, beside its scores."""
+    return {
         "train_loss": train_loss,
         "train_seconds": round(train_seconds, 1),
         "test_seconds": round(test_seconds, 1),
@@ -159,6 +171,11 @@ def summary_table(outcome: dict[str, Any], folder: str) -> str:
         (f"solved (at least {SOLVED:.0%})", "yes" if outcome["solved"] else "no"),
         ("written to", folder),
     ]
+    return aligned(lines)
+
+
+def aligned(lines: list[tuple[str, str]]) -> str:
+    """Names and values in two columns, after an empty line."""
     width = max(len(name) for name, _ in lines)
     return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 

@@ -1,0 +1,91 @@
+"""Classification of a user's own rows: kinds of file and column, the models, the output folder, and fine-tuning."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALL = ("--num_train_epochs", "1", "--parameters", "20000", "--embedding_size", "16", "--disable_tqdm", "true")
+
+
+def start(folder, *arguments):
+    command = [sys.executable, str(EXAMPLES / "run_classification.py"), "--output_dir", str(folder), *arguments]
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+
+
+def run(folder, *arguments):
+    done = start(folder, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words") / "words.csv"
+    with path.open("w", newline="") as file:
+        rows = [("title", "body", "topic")]
+        rows += [("good", "x" * (index % 7), "warm") if index % 2 else ("bad", "y", "cold") for index in range(60)]
+        csv.writer(file).writerows([row if row[1] else (row[0], "z", row[2]) for row in rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, words):
+    folder = tmp_path_factory.mktemp("trained")
+    columns = ("--text_column_names", "title,body", "--label_column_name", "topic")
+    return folder, run(folder, "--train_file", str(words), *columns, *SMALL)
+
+
+def test_output_folder_and_snippet(trained):
+    folder, outcome = trained
+    assert outcome["data"]["labels"] == ["cold", "warm"]
+    assert outcome["data"]["rows"] == {"train": 54, "validation": 6}
+    assert outcome["data"]["scored_split"] == "validation"
+    assert outcome["parameters"] == pytest.approx(20_000, rel=0.05)
+    assert (folder / "learning_curve.png").exists()
+    snippet = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warm" in done.stdout or "cold" in done.stdout
+
+
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_integer_sequences_with_the_baselines(tmp_path, model):
+    rows = {
+        "signal": [[index % 3] * (1 + index % 5) for index in range(40)],
+        "label": [index % 3 for index in range(40)],
+    }
+    Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    outcome = run(
+        tmp_path,
+        *("--train_file", str(tmp_path / "train.parquet"), "--text_column_names", "signal", "--model", model),
+        *SMALL,
+    )
+    assert outcome["parameters"] == pytest.approx(20_000, rel=0.05)
+    assert outcome["data"]["labels"] == ["0", "1", "2"]
+
+
+def test_fine_tunes_a_checkpoint_to_other_classes(trained, tmp_path):
+    rows = [{"text": "ab" * (1 + index % 4), "label": index % 3} for index in range(30)]
+    Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")
+    outcome = run(
+        tmp_path,
+        *("--train_file", str(tmp_path / "train.jsonl"), "--model_name_or_path", str(trained[0])),
+        *("--num_train_epochs", "1", "--disable_tqdm", "true"),
+    )
+    assert outcome["config"]["hidden_size"] == trained[1]["config"]["hidden_size"]
+    assert len(outcome["data"]["labels"]) == 3
+
+
+def test_a_missing_column_is_named(words, tmp_path):
+    done = start(tmp_path, "--train_file", str(words), "--text_column_names", "text")
+    assert done.returncode != 0
+    assert "no column 'text', only ['title', 'body', 'topic']" in done.stderr

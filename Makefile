@@ -48,3 +48,4 @@ $(TRANSFORMERS_SOURCE): $(INSTALLED)
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $@ \
 		transformers==$$($(BIN)/python -c "from importlib.metadata import version; print(version('transformers'))")
 	tar --extract --gzip --strip-components 1 --directory $@ --file $@/*.tar.gz
+	touch $@/tests/__init__.py # left out of the distribution

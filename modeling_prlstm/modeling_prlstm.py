@@ -28,7 +28,7 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
     config: PRLSTMConfig
     base_model_prefix = "prlstm"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("PRLSTMComposer",)
+    _no_split_modules: tuple[str, ...] = ("PRLSTMComposer",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let a class that FSDP2 makes of a model keep its name and module: saving finds the code by them."""

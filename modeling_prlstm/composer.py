@@ -9,6 +9,7 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 """
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,11 @@ from transformers.utils import logging
 
 from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
-from .fused import Arithmetic, Leaves, compose
+from .fused import Arithmetic, Leaves
 from .fused_cpu import TorchArithmetic
+from .graphs import Graphs
 from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
+from .tree_function import Composition, compose
 
 # Up to this many ids, the leaf of every id is computed once and looked up; above it, the leaf of every token.
 SMALL_VOCABULARY = 1024
@@ -67,10 +70,9 @@ class PRLSTMComposer(nn.Module):
         self.leaf = nn.Linear(config.embedding_size or config.vocab_size, self.cell.leaf_width * config.hidden_size)
         self.merge = PRLSTMMerge(config)
         self.config = config
+        self.graphs = Graphs()
 
-    def forward(
-        self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True) -> tuple[Any, Tensor]:
         """Compose each row's tokens; every row's tokens stand at its start.
 
         Args:
@@ -79,15 +81,16 @@ class PRLSTMComposer(nn.Module):
             every_prefix: True runs the scan, False the reduce.
 
         Returns:
-            The leaves' hidden states [B, T, H], and the prefixes' hidden states: [B, T, H] by scan (those past a
-            row's length have no meaning), [B, H] of the whole rows by reduce.
+            The leaves' hidden states [B, T, H], or None by a fused reduce, and the prefixes' hidden states:
+            [B, T, H] by scan (those past a row's length have no meaning), [B, H] of the whole rows by reduce.
         """
         if torch.compiler.is_compiling():
             return self._trace(inputs, lengths, every_prefix)
         ids, states = self._leaves_once(inputs)
         backend = choose_backend(self.config, states[0])
         if backend != "eager":
-            return _look_up(ids, states[:1])[0], self._compose(backend, Leaves(ids, *states), lengths, every_prefix)
+            hidden = _look_up(ids, states[:1])[0] if every_prefix else None
+            return hidden, self._compose(backend, Leaves(ids, *states), lengths, every_prefix)
         leaves = _look_up(ids, states)
         levels = self._up_sweep(leaves)
         if every_prefix:
@@ -101,7 +104,8 @@ class PRLSTMComposer(nn.Module):
         layers = (self.merge.binary, *self.merge.refine)
         weights = tuple(part.to(leaves.hidden.dtype) for layer in layers for part in (layer.weight, layer.bias))
         checkpoint = self.training and self.merge.gradient_checkpointing
-        return compose(_arithmetic(backend), leaves, lengths, weights, every_prefix, checkpoint)
+        how = Composition(_arithmetic(backend), self.graphs, weights, checkpoint)
+        return compose(how, leaves, lengths, every_prefix)[0]
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.

@@ -1,23 +1,20 @@
-"""The whole tree as one differentiable function: the fused paths' schedule, forward and backward.
+"""The fused paths' schedule of a whole tree, forward and backward.
 
-Autograd sees a single node in place of tens for every merge. What a merge computes is left to an `Arithmetic`, one for
+What a merge computes is left to an `Arithmetic`, one for
 each kind of device; here is which merges, in which order, on which part of the buffers. The results are those of
 `cells.py` and `composer.py`, for LSTM cells alone (paper section 3).
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .layout import Form, Layout, Step, Target, make_layout
+from .layout import Form, Layout, Step, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids.
 ONE_HOT_IDS = 64
-# Under activation checkpointing the gates of this many merges exist at a time.
-CHECKPOINT_ROWS = 8192
 
 Pair = tuple[Tensor, Tensor]
 
@@ -141,19 +138,21 @@ class Tree:
         self.states = self._states(layout.slots)
         self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
 
-    def forward(self, leaves: Leaves) -> Tensor:
-        """The prefixes' hidden states: [B, T, H] for the form `every`, else [B, H]."""
+    def forward(self, leaves: Leaves) -> Pair:
+        """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]."""
         self.operands = [self.arithmetic.operand(weight) for weight, _ in self.cells]
         self._place(leaves)
         for step in self.layout.levels:
             self._merge(step)
         self._append()
-        return self._result(self.states[0]).clone(memory_format=torch.contiguous_format)
+        hidden, cell = (self._result(part).clone(memory_format=torch.contiguous_format) for part in self.states)
+        return hidden, cell
 
-    def backward(self, gradient: Tensor, leaves: Leaves) -> tuple[Tensor, ...]:
+    def backward(self, gradient: Pair, leaves: Leaves) -> tuple[Tensor, ...]:
         """The gradients of `leaves.hidden`, `leaves.cell` and the weights, of the result's `gradient`."""
         self._start_gradients()
-        self._result(self.gradients[0]).copy_(gradient)
+        for into, part in zip(self.gradients, gradient, strict=True):
+            self._result(into).copy_(part)
         self._append_backward()
         for step in reversed(self.layout.levels):
             self._merge_backward(step)
@@ -320,8 +319,6 @@ class Tree:
         if self.shares_states:
             self.gradients[0].zero_()
             self.gradients[1].zero_()
-        else:
-            self._result(self.gradients[1]).zero_()
         self.between_gradients = [self._states(self.widest) for _ in self.cells[1:3]]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
@@ -464,66 +461,6 @@ class EveryTree(Tree):
 
 
 TREES: dict[Form, type[Tree]] = {"whole": Tree, "each": EachTree, "every": EveryTree}
-
-
-def compose(
-    arithmetic: Arithmetic,
-    leaves: Leaves,
-    lengths: Tensor | None,
-    weights: tuple[Tensor, ...],
-    every_prefix: bool,
-    checkpoint: bool,
-) -> Tensor:
-    """The hidden states of prefixes, differentiable once.
-
-    Args:
-        arithmetic: of the leaves' device.
-        leaves: the leaves' states.
-        lengths: of the rows [B], int64; None: all rows are as long as the batch.
-        weights: weight and bias of each cell of a merge in turn, in the hidden states' dtype.
-        every_prefix: all positions' states [B, T, H]; else the last of each row [B, H].
-        checkpoint: keep the states alone and compute the gates again in the backward.
-    """
-    form: Form = "every" if every_prefix else "whole" if lengths is None else "each"
-    batch, length = (leaves.hidden if leaves.ids is None else leaves.ids).shape[:2]
-    differentiable = leaves.hidden, leaves.cell, *weights
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    rows = CHECKPOINT_ROWS if checkpoint else None
-
-    def make_tree(weights: tuple[Tensor, ...]) -> Tree:
-        layout = make_layout(batch, length, form)
-        return TREES[form](arithmetic, layout, leaves.hidden, weights, lengths, keep and not checkpoint, rows)
-
-    if keep:
-        return _Compose.apply(make_tree, leaves.ids, *differentiable)
-    with torch.autocast(leaves.hidden.device.type, enabled=False):
-        return make_tree(weights).forward(leaves)
-
-
-class _Compose(torch.autograd.Function):
-    """`compose` with a backward. The tree goes from one to the other as it is: its buffers are no one else's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        make_tree: Callable[[tuple[Tensor, ...]], Tree],
-        ids: Tensor | None,
-        hidden: Tensor,
-        cell: Tensor,
-        *weights: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(hidden, cell, *weights)
-        ctx.ids = ids
-        ctx.tree = make_tree(weights)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return ctx.tree.forward(Leaves(ids, hidden, cell))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        hidden, cell, *_ = ctx.saved_tensors  # raises if an input was changed since
-        with torch.autocast(hidden.device.type, enabled=False):
-            return None, None, *ctx.tree.backward(gradient, Leaves(ctx.ids, hidden, cell))
 
 
 def _sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:

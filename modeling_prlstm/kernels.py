@@ -154,7 +154,7 @@ def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:
     if size < 64:
         return _Tile(32, 16, 16, 4, 2)
     if count >= 4096:
-        return _Tile(128, 64, depth, 8, 3)
+        return _Tile(128, 64, 32, 8, 3) if dtype == torch.float32 else _Tile(64, 64, 64, 4, 2)
     if count >= 1024:
         return _Tile(64, 32, depth, 4, 4)
     return _Tile(32, 16, 2 * depth, 4, 4)

@@ -59,7 +59,8 @@ def test_gradcheck(composer, every_prefix, lengths):
         named = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(composer, named, (inputs, lengths, every_prefix))[1]
 
-    assert torch.autograd.gradcheck(states, (inputs, *parameters), fast_mode=True)
+    # The products of the fused backward round by how their buffers lie in memory: equal to the last bits, not to all.
+    assert torch.autograd.gradcheck(states, (inputs, *parameters), fast_mode=True, nondet_tol=1e-12)
 
 
 def test_small_and_large_vocabularies_give_the_same_leaves(composer):

@@ -6,8 +6,9 @@ learning rate 1e-3, gradients clipped to norm 1; then 512 rows of every length f
 
     python examples/run_formal.py --task parity_check --output_dir runs/parity_check
 
-Every argument of `TrainingArguments` works; `--help` lists them all. The output folder then holds the checkpoint with
-its tokenizer, results.json, accuracy_by_length.png and a model card.
+Every argument of `TrainingArguments` works; `--help` lists them all. With `--resume_from_checkpoint true` the same
+command takes an interrupted run up again at its last whole checkpoint, or starts it where there is none. The output
+folder then holds the checkpoint with its tokenizer, results.json, accuracy_by_length.png and a model card.
 """
 
 import os
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 import evaluate
 import torch
+from checkpointing import resume_point
 from datasets import Dataset, IterableDataset, load_dataset
 from reporting import accuracy_figure, model_card, results, summary_table, write_json
 from tqdm import tqdm
@@ -135,8 +137,10 @@ def main() -> None:
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
     )
 
+    with args.main_process_first():
+        start = resume_point(args)
     started = time.perf_counter()
-    trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trained = trainer.train(resume_from_checkpoint=start)
     train_seconds = time.perf_counter() - started
     trainer.save_model()
     trainer.save_state()
@@ -144,6 +148,7 @@ def main() -> None:
     started = time.perf_counter()
     by_length = accuracy_by_length(trainer, data["test"], data_args.test_examples_per_length, data_args.test_stride)
     test_seconds = time.perf_counter() - started
+    trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
         return
     outcome = results(

@@ -1,0 +1,125 @@
+"""Two processes train the model that one process trains with twice the batch: torchrun, accelerate launch, FSDP2."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from modeling_prlstm import PRLSTMForSequenceClassification
+
+from .train import NUM_ROWS, build_model, build_rows
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "examples" / "accelerate"
+BIN = Path(sys.executable).parent
+BATCH = 6
+ARGUMENTS = (
+    *("--report_to", "none", "--disable_tqdm", "true", "--logging_steps", "1", "--save_strategy", "epoch"),
+    *("--num_train_epochs", "2", "--learning_rate", "1e-2", "--remove_unused_columns", "false"),
+    *("--dataloader_pin_memory", "false", "--train_sampling_strategy", "sequential"),
+)
+ACCELERATE = (str(BIN / "accelerate"), "launch", "--config_file")
+
+
+def train(folder, *launcher, program=(str(HERE / "train.py"),), batch=BATCH, arguments=("--use_cpu",), **environment):
+    """Runs `program` under each of the commands `launcher` (nodes); gives the reports of its processes, by rank."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
+    options = ("--output_dir", str(folder), "--per_device_train_batch_size", str(batch), *ARGUMENTS, *arguments)
+    nodes = [
+        subprocess.Popen([*node, *program, *options], stderr=subprocess.PIPE, text=True, env=environment)
+        for node in launcher
+    ]
+    for node in nodes:
+        errors = node.communicate(timeout=120)[1]
+        assert node.returncode == 0, errors[-4000:]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return folder, train(folder, (sys.executable,), batch=2 * BATCH)[0]
+
+
+def check_same_training(folder, reports, one_process):
+    """The same loss curve and model, every row once an epoch, and files from rank 0 alone."""
+    expected_folder, expected = one_process
+    assert len(reports) == 2
+    torch.testing.assert_close(reports[0]["losses"], expected["losses"], rtol=0, atol=1e-5)
+    assert reports[1]["losses"] == reports[0]["losses"]
+    assert reports[0]["losses"][4] < reports[0]["losses"][0]  # the same rows, an epoch later
+    per_epoch = NUM_ROWS // 2
+    for epoch in range(2):
+        rows = [row for report in reports for row in report["rows"][epoch * per_epoch : (epoch + 1) * per_epoch]]
+        assert sorted(rows) == list(range(NUM_ROWS))
+    assert reports[0]["wrote"] == expected["wrote"]
+    assert reports[1]["wrote"] == []
+    model, expected_model = (load_file(path / "model.safetensors") for path in (folder, expected_folder))
+    torch.testing.assert_close(model, expected_model, rtol=0, atol=1e-5)
+
+
+def test_torchrun(one_process, tmp_path):
+    torchrun = (str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2")
+    check_same_training(tmp_path, train(tmp_path, torchrun), one_process)
+
+
+def test_accelerate_launch(one_process, tmp_path):
+    launcher = (*ACCELERATE, str(CONFIGS / "several_gpus.yaml"), "--num_processes", "2")
+    check_same_training(tmp_path, train(tmp_path, launcher), one_process)
+
+
+def test_several_nodes(one_process, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = (*ACCELERATE, str(CONFIGS / "several_nodes.yaml"), "--num_processes", "2", "--main_process_port", port)
+    nodes = [(*launcher, "--machine_rank", rank) for rank in "01"]
+    check_same_training(tmp_path, train(tmp_path, *nodes), one_process)
+
+
+def test_activation_checkpointing_with_a_process_that_merges_nothing(one_process, tmp_path):
+    """Half of the first batch has length 1: its process needs no merge, and the gradients still meet."""
+    torchrun = (str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2")
+    reports = train(tmp_path, torchrun, arguments=("--use_cpu", "--activation_checkpointing", "true"))
+    check_same_training(tmp_path, reports, one_process)
+
+
+def fsdp(folder, *arguments):
+    """FSDP2 of two CPU processes, as in examples/accelerate/fsdp.yaml."""
+    launcher = (*ACCELERATE, str(CONFIGS / "fsdp.yaml"), "--num_processes", "2")
+    program = (str(HERE / "fsdp_on_cpu.py"), str(HERE / "train.py"))
+    return train(folder, launcher, program=program, arguments=arguments, ACCELERATE_TORCH_DEVICE="cpu")
+
+
+def test_fsdp2(one_process, tmp_path):
+    reports = fsdp(tmp_path)
+    assert reports[0]["wrapped"] == ["PRLSTMComposer", "PRLSTMForSequenceClassification"]
+    check_same_training(tmp_path, reports, one_process)
+    loaded = PRLSTMForSequenceClassification.from_pretrained(tmp_path)
+    batch = torch.tensor([build_rows()[7]["input_ids"]])
+    assert loaded(batch).logits.isfinite().all()
+    saved, plain = (json.loads((path / "config.json").read_text()) for path in (tmp_path, one_process[0]))
+    assert saved == plain
+    modules = [{path.name for path in folder.glob("*.py")} for folder in (tmp_path, one_process[0])]
+    assert modules[0] == modules[1]
+
+
+def test_fsdp2_with_an_embedding_table_and_activation_checkpointing(tmp_path):
+    reports = fsdp(tmp_path, "--embedding_size", "4", "--activation_checkpointing", "true")
+    assert reports[0]["wrapped"] == ["Embedding", "PRLSTMComposer", "PRLSTMForSequenceClassification"]
+    assert reports[0]["losses"][4] < reports[0]["losses"][0]
+    loaded = PRLSTMForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == build_model(embedding_size=4).state_dict().keys()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_read_by_this_accelerate_and_explained(path):
+    load_config_from_file(str(path))
+    assert path.name in (CONFIGS / "README.md").read_text()

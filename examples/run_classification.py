@@ -13,8 +13,9 @@ models the same size. `--model_name_or_path` fine-tunes a checkpoint, with its o
 scratch.
 
 Every argument of `TrainingArguments` works; `--help` lists them all. The epoch with the best validation accuracy is
-kept and scored on the test split. The output folder then holds the checkpoint with its tokenizer, results.json,
-learning_curve.png and a model card.
+kept and scored on the test split. With `--resume_from_checkpoint true` the same command takes an interrupted run up
+again at its last whole checkpoint, or starts it where there is none. The output folder then holds the checkpoint with
+its tokenizer, results.json, learning_curve.png and a model card.
 """
 
 import bisect
@@ -28,6 +29,7 @@ from typing import Any
 
 import evaluate
 import torch
+from checkpointing import resume_point
 from classification_reporting import classification_card, classification_table, learning_figure, learning_history
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from lstm_baseline import LSTMConfig
@@ -248,8 +250,10 @@ def main() -> None:
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
     )
 
+    with args.main_process_first():
+        start = resume_point(args)
     started = time.perf_counter()
-    trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trained = trainer.train(resume_from_checkpoint=start)
     train_seconds = time.perf_counter() - started
     trainer.save_model()
     trainer.save_state()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_output_folder_and_snippet(trained):
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "warm" in done.stdout or "cold" in done.stdout
+
+
+def test_goes_on_after_a_torn_checkpoint(trained, words, tmp_path):
+    folder, outcome = trained
+    (torn,) = folder.glob("checkpoint-*")
+    shutil.copytree(torn, tmp_path / torn.name)
+    (tmp_path / torn.name / "trainer_state.json").write_text('{"epoch": 1')
+    columns = ("--text_column_names", "title,body", "--label_column_name", "topic")
+    again = run(tmp_path, "--train_file", str(words), *columns, *SMALL, "--resume_from_checkpoint", "true")
+    assert again["history"] == outcome["history"]
 
 
 @pytest.mark.parametrize("model", ["lstm", "transformer"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .expressions import EXPRESSION_ALPHABET, MODULUS, draw_expressions, evaluate
+from .expressions import EXPRESSION_ALPHABET, MODULUS, OPEN, draw_expressions, evaluate
 from .streams import RowStreams
 from .task import Task, Tokens
 
@@ -81,8 +81,8 @@ class SolveEquation(Task):
         late = digits & (np.arange(length - 2) >= picked)
         hidden = np.where(late.any(axis=1), late.argmax(axis=1), digits.argmax(axis=1))[:, None]
 
-        renumbered = np.array([self.alphabet.find(symbol) for symbol in EXPRESSION_ALPHABET], dtype=np.int16)
-        inputs[:, :-2] = renumbered[expression]
+        # The brackets have numbers lower by one than in EXPRESSION_ALPHABET, which knows products.
+        np.subtract(expression, expression >= OPEN, out=inputs[:, :-2])
         np.put_along_axis(inputs, hidden, np.int16(self.alphabet.index("x")), axis=1)
         inputs[:, -2] = self.alphabet.index("=")
         inputs[:, -1] = values
@@ -127,11 +127,11 @@ class StackManipulation(Task):
 
         # The height is a walk held at 0 or above; a push survives if the height never falls below its own.
         push = inputs != 2
-        walk = np.cumsum(2 * push.view(np.int8) - 1, axis=1, dtype=np.int32)
+        walk = np.cumsum(2 * push.view(np.int8) - 1, axis=1, dtype=np.min_scalar_type(-length - 1))
         height = walk - np.minimum(np.minimum.accumulate(walk, axis=1), 0)
         backwards = height[:, ::-1]
         survives = push[:, ::-1] & (backwards == np.minimum.accumulate(backwards, axis=1))
-        pushed = (inputs - 3 * (inputs > 2))[:, ::-1]
+        pushed = ((inputs == 1) | (inputs == 4))[:, ::-1]
         top = height[:, -1:]
         places = np.arange(length + 1)
         outputs = np.where(places == top, np.int16(self.terminator), np.int16(0))

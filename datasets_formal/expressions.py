@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .streams import RowStreams, scale
+from .streams import RowStreams, advance, scale, word
 from .task import Tokens
 
 MODULUS = 5
 MINUS, OPEN, CLOSE = 6, 8, 9
 EXPRESSION_ALPHABET = "01234+-*()"
-
-_Level = tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]
 
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "~": 3}
 
@@ -33,49 +31,53 @@ def draw_expressions(streams: RowStreams, length: int, operators: str) -> tuple[
     Returns:
         tokens (rows, length) int16, numbered as in EXPRESSION_ALPHABET, and values (rows,) in 0..4.
     """
-    tokens = np.empty((streams.rows, length), dtype=np.int16)
+    tokens = np.full((streams.rows, length), CLOSE, dtype=np.int16)
     flat = tokens.reshape(-1)
+    levels: list[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int64]]] = []
+    leaves: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
+
     # Parts of an expression never start at the same symbol, so a part may use the word of its first symbol.
-    words = streams.reserve(length)
-    values = np.empty(streams.rows, dtype=np.int64)
-    levels: list[_Level] = []
+    counter = streams.reserve(length)
+    first = np.arange(streams.rows) * length
+    size = np.full(streams.rows, length)
+    while not levels or first.size:
+        is_leaf = size <= 4
+        leaf, inner = np.flatnonzero(is_leaf), np.flatnonzero(~is_leaf)
+        leaves.append((counter[leaf], first[leaf], size[leaf]))
+        counter, first, size = counter[inner], first[inner], size[inner]
+        drawn = word(counter)
+        middle = 2 + scale(drawn >> np.uint64(32), size - 4)
+        operator = scale(drawn & _LOWER, len(operators))
+        flat[first] = OPEN
+        flat[first + middle] = MODULUS + operator
+        levels.append((leaf, inner, operator))
+        counter = np.concatenate([advance(counter, 1), advance(counter, middle + 1)])
+        first = np.concatenate([first + 1, first + middle + 1])
+        size = np.concatenate([middle - 1, size - 2 - middle])
 
-    row, slot = np.arange(streams.rows), np.arange(streams.rows)
-    start = np.zeros(streams.rows, dtype=np.int64)
-    size = np.full(streams.rows, length, dtype=np.int64)
-    operands = values
-    while row.size:
-        word = words.word_at(row, start)
-        upper, lower = word >> np.uint64(32), word & np.uint64(0xFFFFFFFF)
-        first = row * length + start
-        bracketed = size >= 3
-        flat[first[bracketed]] = OPEN
-        flat[(first + size - 1)[bracketed]] = CLOSE
+    counters, firsts, sizes = zip(*leaves, strict=True)
+    counter, first, size = np.concatenate(counters), np.concatenate(firsts), np.concatenate(sizes)
+    digit = scale(word(counter) & _LOWER, MODULUS)
+    flat[first] = np.array([0, 0, MINUS, OPEN, OPEN], dtype=np.int16)[size]
+    flat[first[size == 4] + 1] = MINUS
+    flat[first + size // 2] = digit
+    digits = np.where(size % 2, digit, _RESULTS[MODULUS * MODULUS + digit])  # 0 - digit
 
-        leaf = size <= 4
-        negated = leaf & (size % 2 == 0)
-        flat[(first + (size == 4))[negated]] = MINUS
-        digit = scale(lower[leaf], MODULUS)
-        flat[(first + size // 2)[leaf]] = digit
-        operands[slot[leaf]] = np.where(negated[leaf], -digit, digit)
+    values = np.empty(0, dtype=np.int64)
+    end = len(digits)
+    for leaf, inner, operator in reversed(levels):
+        left, right = np.split(values, 2)
+        values = np.empty(len(leaf) + len(inner), dtype=np.int64)
+        values[inner] = _RESULTS[(operator * MODULUS + left) * MODULUS + right]
+        values[leaf] = digits[end - len(leaf) : end]
+        end -= len(leaf)
+    return tokens, values
 
-        inner = ~leaf
-        row, start, size = row[inner], start[inner], size[inner]
-        left = 1 + scale(upper[inner], size - 4)
-        operator = scale(lower[inner], len(operators))
-        flat[first[inner] + 1 + left] = MODULUS + operator
-        operands = np.empty(2 * len(row), dtype=np.int64)
-        levels.append((slot[inner], operator, operands))
-        slot = np.arange(2 * len(row))
-        row = np.concatenate([row, row])
-        start = np.concatenate([start + 1, start + 2 + left])
-        size = np.concatenate([left, size - 3 - left])
 
-    outer = [values, *(level[2] for level in levels)]
-    for target, (slot, operator, operands) in reversed(list(zip(outer, levels, strict=False))):
-        one, other = np.split(operands, 2)
-        target[slot] = np.choose(operator, [one + other, one - other, one * other]) % MODULUS
-    return tokens, values % MODULUS
+_LOWER = np.uint64(0xFFFFFFFF)
+_DIGITS = np.arange(MODULUS)
+# By operator, left and right value; a table is faster than the arithmetic.
+_RESULTS = np.stack([f.outer(_DIGITS, _DIGITS) for f in (np.add, np.subtract, np.multiply)]).reshape(-1) % MODULUS
 
 
 def evaluate(expression: str) -> int:

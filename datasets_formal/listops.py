@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .streams import RowStreams, scale
+from .streams import RowStreams, advance, scale, word
 from .task import Task, Tokens
 
 _OPERATOR, _CLOSE = 10, 14
@@ -18,6 +18,8 @@ _LARGEST_ARITY = 5
 _ARITIES = {4: [2], 5: [3], 6: [4], 7: [2, 5], 8: [2, 3], 9: [2, 3, 4], 10: [2, 3, 4, 5]}
 _ARITY_COUNT = np.array([len(_ARITIES.get(size, [])) for size in range(11)])
 _ARITY = np.array([(_ARITIES.get(size, []) + [0] * 4)[:4] for size in range(11)])
+
+_LOWER = np.uint64(0xFFFFFFFF)
 
 _Level = tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
@@ -49,33 +51,33 @@ class ListOps(Task):
         divisions that fit. All open lists of all rows are expanded together, then evaluated from the inside.
         """
         length = self.input_length(length)
-        tokens = np.empty((streams.rows, length), dtype=np.int16)
-        words = streams.reserve(3 * length)
+        tokens = np.full((streams.rows, length), _CLOSE, dtype=np.int16)
+        flat = tokens.reshape(-1)
         answers = np.full((streams.rows, 1), -1)
         levels: list[_Level] = []
 
-        row, parent = np.arange(streams.rows), np.arange(streams.rows)
-        start, slot = np.zeros(streams.rows, dtype=np.int64), np.zeros(streams.rows, dtype=np.int64)
+        counter, first = streams.reserve(3 * length), np.arange(streams.rows) * length
         size = np.full(streams.rows, length)
+        parent, slot = np.arange(streams.rows), np.zeros(streams.rows, dtype=np.int64)
         arguments = answers
-        while row.size:
-            word = words.word_at(row, 3 * start)
-            leaf = size == 1
-            digit = scale(word[leaf] & np.uint64(0xFFFFFFFF), 10)
-            tokens[row[leaf], start[leaf]] = digit
+        while first.size:
+            leaf, inner = np.flatnonzero(size == 1), np.flatnonzero(size > 1)
+            digit = scale(word(counter[leaf]) & _LOWER, 10)
+            flat[first[leaf]] = digit
             arguments[parent[leaf], slot[leaf]] = digit
 
-            row, parent, start, slot, size, word = (part[~leaf] for part in (row, parent, start, slot, size, word))
-            operator = scale(word >> np.uint64(32), 4)
-            tokens[row, start] = _OPERATOR + operator
-            tokens[row, start + size - 1] = _CLOSE
-            arguments = np.full((len(row), _LARGEST_ARITY), -1)
+            counter, first, size = counter[inner], first[inner], size[inner]
+            parent, slot = parent[inner], slot[inner]
+            drawn = word(counter)
+            operator = scale(drawn >> np.uint64(32), 4)
+            flat[first] = _OPERATOR + operator
+            arguments = np.full((len(inner), _LARGEST_ARITY), -1)
             levels.append((parent, slot, operator, arguments))
 
-            sizes, present = _divide(words, row, start, size, word)
-            starts = start[:, None] + 1 + np.cumsum(sizes, axis=1) - sizes
+            sizes, present = _divide(counter, drawn, size)
+            skipped = (1 + np.cumsum(sizes, axis=1) - sizes)[present]
             parent, slot = np.nonzero(present)
-            row, start, size = row[parent], starts[present], sizes[present]
+            counter, first, size = advance(counter[parent], 3 * skipped), first[parent] + skipped, sizes[present]
 
         for number in reversed(range(len(levels))):
             parent, slot, operator, arguments = levels[number]
@@ -107,21 +109,17 @@ _OPERATIONS: dict[str, Callable[[list[int]], int]] = {
 
 
 def _divide(
-    words: RowStreams,
-    row: NDArray[np.intp],
-    start: NDArray[np.int64],
-    size: NDArray[np.int64],
-    word: NDArray[np.uint64],
+    counter: NDArray[np.uint64], drawn: NDArray[np.uint64], size: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the sizes of every list's arguments, (lists, 5), 0 where there is none, and which there are."""
-    lists, lower = np.arange(len(row)), np.uint64(0xFFFFFFFF)
+    lists = np.arange(len(size))
     known = np.minimum(size, 10)
-    arity = _ARITY[known, scale(word & lower, _ARITY_COUNT[known])]
+    arity = _ARITY[known, scale(drawn & _LOWER, _ARITY_COUNT[known])]
     left_over = size - 2 - arity
-    places = words.word_at(row, 3 * start + 1)
+    places = word(advance(counter, 1))
     one = scale(places >> np.uint64(32), arity)
-    other = (one + 1 + scale(places & lower, arity - 1)) % arity
-    choice = scale(words.word_at(row, 3 * start + 2) & lower, 2 + np.maximum(left_over - 5, 0))
+    other = (one + 1 + scale(places & _LOWER, arity - 1)) % arity
+    choice = scale(word(advance(counter, 2)) & _LOWER, 2 + np.maximum(left_over - 5, 0))
     to_one = np.choose(np.minimum(choice, 2), [np.zeros_like(choice), left_over, choice + 1])
     present = np.arange(_LARGEST_ARITY) < arity[:, None]
     sizes = present.astype(np.int64)

@@ -50,19 +50,15 @@ class RowStreams:
         self._states[rows] += _stride(count)
         return words
 
-    def reserve(self, count: int) -> RowStreams:
-        """Skip `count` words and return streams that still stand before them, to be read with `word_at`."""
-        before = RowStreams(self._states.copy())
+    def reserve(self, count: int) -> NDArray[np.uint64]:
+        """Skip `count` words and return the first one's counters, (rows,) uint64, for `word` and `advance`."""
+        counters = self._states + _STEP
         self._states += _stride(count)
-        return before
-
-    def word_at(self, rows: NDArray[np.intp], positions: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Return word `positions[k]` of row `rows[k]`, (k,) uint64, without advancing anything."""
-        return _mix(self._states[rows] + _STEP * (positions.astype(np.uint64) + np.uint64(1)))
+        return counters
 
     def bits(self, count: int, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.uint8]:
         """Return fair bits, (rows, count) uint8."""
-        words = self.words(-(-count // 64), rows).astype("<u8")
+        words = self.words(-(-count // 64), rows).astype("<u8", copy=False)
         return np.unpackbits(words.view(np.uint8), axis=1, count=count, bitorder="little")
 
     def integers(self, high: int | NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -82,12 +78,23 @@ class RowStreams:
 
     def _halves(self, count: int) -> NDArray[np.uint32]:
         """Return the next words cut in two, (rows, count)."""
-        return self.words(-(-count // 2)).astype("<u8").view("<u4")[:, :count]
+        return self.words(-(-count // 2)).astype("<u8", copy=False).view("<u4")[:, :count]
+
+
+def word(counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the words that counters stand for, elementwise, uint64."""
+    return _mix(counters)
+
+
+def advance(counters: NDArray[np.uint64], count: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the counters of the words `count` places later, elementwise, uint64."""
+    return counters + (_stride(count) if isinstance(count, int) else _STEP * count.view(np.uint64))
 
 
 def scale(halves: NDArray[np.uint32] | NDArray[np.uint64], high: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """Map 32-bit random values to integers uniform on 0..high-1, elementwise, int64."""
-    return ((halves.astype(np.uint64) * np.asarray(high, np.uint64)) >> np.uint64(32)).astype(np.int64)
+    wide = halves.astype(np.uint64, copy=False) * np.asarray(high, np.uint64)
+    return (wide >> np.uint64(32)).view(np.int64)
 
 
 def _stride(count: int) -> np.uint64:
@@ -95,6 +102,9 @@ def _stride(count: int) -> np.uint64:
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words ^ (words >> np.uint64(30))
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
+    return words

@@ -9,8 +9,10 @@ time in plain Python and draws from the same distribution, measured in the same 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -115,6 +117,34 @@ def plain_root(generator: random.Random, length: int) -> Row:
     return [int(digit) for digit in f"{number:b}".zfill(length)], [int(digit) for digit in root]
 
 
+def plain_list(generator: random.Random, length: int) -> tuple[list[int], int]:
+    """Return the tokens of a list of listops of so many symbols, or of a digit, and its value."""
+    if length == 1:
+        digit = generator.randrange(10)
+        return [digit], digit
+
+    def fits(extra: int) -> bool:
+        return extra == 0 or extra >= 3
+
+    operator = generator.randrange(4)
+    arity = generator.choice([count for count in range(2, 6) if fits(length - 2 - count)])
+    extra = length - 2 - arity
+    one, other = generator.sample(range(arity), 2)
+    sizes = [1] * arity
+    sizes[one] += generator.choice([share for share in range(extra + 1) if fits(share) and fits(extra - share)])
+    sizes[other] += length - 2 - sum(sizes)
+    parts = [plain_list(generator, size) for size in sizes]
+    values = [value for _, value in parts]
+    value = (max(values), min(values), int(statistics.median(values)), sum(values) % 10)[operator]
+    return [10 + operator, *itertools.chain.from_iterable(tokens for tokens, _ in parts), 14], value
+
+
+def plain_listops(generator: random.Random, length: int) -> Row:
+    """Return a row of listops."""
+    tokens, value = plain_list(generator, length if length >= 4 else 1)
+    return tokens, [value]
+
+
 PLAIN: dict[str, Callable[[random.Random, int], Row]] = {
     "modular_arithmetic_brackets": plain_brackets,
     "solve_equation": plain_equation,
@@ -122,6 +152,7 @@ PLAIN: dict[str, Callable[[random.Random, int], Row]] = {
     "binary_addition": plain_addition,
     "binary_multiplication": plain_multiplication,
     "compute_sqrt": plain_root,
+    "listops": plain_listops,
 }
 
 

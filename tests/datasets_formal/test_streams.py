@@ -1,6 +1,6 @@
 import numpy as np
 
-from datasets_formal.streams import RowStreams
+from datasets_formal.streams import RowStreams, advance, word
 
 
 def test_words_are_those_of_splitmix64() -> None:
@@ -20,8 +20,10 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
 
 def test_reserved_words_are_read_in_any_order() -> None:
     streams, same = RowStreams.keyed("key", np.arange(3)), RowStreams.keyed("key", np.arange(3))
-    reserved, words = streams.reserve(4), same.words(4)
-    assert reserved.word_at(np.array([2, 0]), np.array([3, 1])).tolist() == [words[2, 3], words[0, 1]]
+    counters, words = streams.reserve(4), same.words(4)
+    assert np.array_equal(word(counters), words[:, 0])
+    assert np.array_equal(word(advance(counters, 3)), words[:, 3])
+    assert word(advance(counters[[2, 0]], np.array([3, 1]))).tolist() == [words[2, 3], words[0, 1]]
     assert np.array_equal(streams.words(2), same.words(2))
 
 

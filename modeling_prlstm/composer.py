@@ -92,12 +92,18 @@ class PRLSTMComposer(nn.Module):
             hidden = _look_up(ids, states[:1])[0] if every_prefix else None
             return hidden, self._compose(backend, Leaves(ids, *states), lengths, every_prefix)
         leaves = _look_up(ids, states)
-        levels = self._up_sweep(leaves)
+        batch, length = inputs.shape[:2]
+        if self.training and length == 1:
+            # The processes of a run wait for each other's gradients of all weights: merge, though nothing comes of it.
+            lengths = torch.ones(batch, dtype=torch.int64, device=inputs.device)
+            levels = self._up_sweep(tuple(part.expand(-1, 2, -1) for part in leaves))
+        else:
+            levels = self._up_sweep(leaves)
         if every_prefix:
             states = self._scan(levels)
         else:
-            states = self._fold(levels, inputs.shape[1]) if lengths is None else self._fold_each(levels, lengths)
-        return leaves[0], states[0]
+            states = self._fold(levels, length) if lengths is None else self._fold_each(levels, lengths)
+        return leaves[0], _crop(states[0], length) if every_prefix else states[0]
 
     def _compose(self, backend: str, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Tensor:
         """The prefixes' states by a fused path."""

@@ -75,3 +75,14 @@ def test_nothing_after_a_position_matters(composer):
     tokens[:, 23:] = (tokens[:, 23:] + 1) % 5
     _, after = composer(tokens)
     assert torch.equal(before[:, :23], after[:, :23])
+
+
+@pytest.mark.parametrize("every_prefix", [True, False])
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_rows_of_one_token_give_all_weights_gradients(composer, backend, every_prefix):
+    composer.config.backend = backend
+    _, states = composer(tokens_of(3, 1), every_prefix=every_prefix)
+    assert states.shape == ((3, 1, states.shape[-1]) if every_prefix else (3, states.shape[-1]))
+    torch.testing.assert_close(states, composer.eval()(tokens_of(3, 1), every_prefix=every_prefix)[1])
+    states.sum().backward()
+    assert all(parameter.grad is not None for parameter in composer.parameters())

@@ -91,8 +91,8 @@ class SolveEquation(Task):
     def _solve(self, symbols: str) -> str:
         if set(symbols) == {"0"} and len(symbols) < 3:
             return "0"
-        expression, equals, value = symbols.rpartition("=")
-        if not equals or expression.count("x") != 1 or not value.isdigit():
+        expression, _, value = symbols.rpartition("=")
+        if expression.count("x") != 1 or len(value) != 1 or value not in self.output_alphabet:
             raise ValueError(f"{symbols!r} is not of the form expression with one x, =, digit")
         # x occurs once and is never multiplied, so exactly one digit fits.
         fitting = [digit for digit in "01234" if evaluate(expression.replace("x", digit)) == int(value)]

@@ -41,12 +41,13 @@ class MissingDuplicateString(Task):
     def _solve(self, symbols: str) -> str:
         if symbols == "1":
             return "1"
-        copies = symbols.rstrip("#")
-        half = len(copies) // 2
-        for mine, other in zip(copies[:half], copies[half:], strict=True):
-            if "?" in (mine, other):
-                return mine if other == "?" else other
-        raise ValueError(f"{symbols!r} hides no symbol")
+        copies = symbols.removesuffix("#")
+        if copies.count("?") == 1 and "#" not in copies:
+            for answer in self.output_alphabet:
+                whole = copies.replace("?", answer)
+                if whole == whole[: len(whole) // 2] * 2:
+                    return answer
+        raise ValueError(f"{symbols!r} is not a string of 0 and 1 twice with one symbol hidden")
 
 
 class DuplicateString(Task):
@@ -101,7 +102,7 @@ class BinaryAddition(Task):
         return inputs, _terminate(_digits(sums, length + 1))
 
     def _solve(self, symbols: str) -> str:
-        total = sum(int(number[::-1], 2) for number in symbols.split("+"))
+        total = sum(_written_numbers(symbols, "+"))
         return (f"{total:b}"[::-1] + ".").ljust(len(symbols) + 1, "0")
 
 
@@ -135,10 +136,10 @@ class BinaryMultiplication(Task):
         return inputs, _terminate(_digits(products, length))
 
     def _solve(self, symbols: str) -> str:
-        if len(symbols) <= 2:
+        numbers = _written_numbers(symbols, "*")
+        if len(numbers) == 1:
             return "0" * (len(symbols) - 1) + "."
-        left, right = (int(number[::-1], 2) for number in symbols.split("*"))
-        return (f"{left * right:b}"[::-1] + ".").ljust(len(symbols), "0")
+        return (f"{math.prod(numbers):b}"[::-1] + ".").ljust(len(symbols), "0")
 
 
 class ComputeSqrt(Task):
@@ -243,6 +244,14 @@ def _draw_operands(streams: RowStreams, length: int) -> tuple[Tokens, NDArray[np
     for part in (places < split, places > split):
         _redraw_zeros(streams, digits, part)
     return np.where(places == split, 2, digits).astype(np.int16), split
+
+
+def _written_numbers(symbols: str, sign: str) -> list[int]:
+    """Return the two numbers around the sign, or the one of a row too short for a sign; lowest digit first."""
+    numbers = symbols.split(sign)
+    if "" in numbers or len(numbers) != (1 if len(symbols) <= 2 else 2):
+        raise ValueError(f"{symbols!r} is not two binary numbers with one {sign} between them")
+    return [int(number[::-1], 2) for number in numbers]
 
 
 def _redraw_zeros(streams: RowStreams, digits: NDArray[np.uint8], part: NDArray[np.bool_]) -> None:

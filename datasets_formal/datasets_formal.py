@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,11 @@ from .expressions import evaluate
 from .listops import ListOps
 from .recall import AssociativeRecall
 from .recognition import First
-from .registry import TASKS, get_task
+from .registry import NAME, TASKS, get_task
 from .regular import ParityCheck
 from .splits import GENERATOR_VERSION, Shard, Split
 from .streams import RowStreams
-from .task import Task
+from .task import Task, check_integer
 from .word_problems import WordProblem
 
 __all__ = [
@@ -71,17 +70,20 @@ class FormalConfig(datasets.BuilderConfig):
 
     def validate(self) -> None:
         """Raise ValueError for the first setting that makes no sense."""
-        _integer("seed", self.seed, None)
-        if self.train_examples != ENDLESS:
-            _integer("train_examples", self.train_examples, 1)
+        check_integer("seed", self.seed)
+        if isinstance(self.train_examples, str):
+            if self.train_examples != ENDLESS:
+                raise ValueError(f"train_examples must be an integer or {ENDLESS!r}, got {self.train_examples!r}")
+        else:
+            check_integer("train_examples", self.train_examples, 1)
         for name in ("validation_examples", "test_examples_per_length", "rows_per_length"):
-            _integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in ("train_lengths", "test_lengths"):
             lengths = getattr(self, name)
             if not isinstance(lengths, tuple | list) or len(lengths) != 2:
                 raise ValueError(f"{name} must be a pair (shortest, longest), got {lengths!r}")
             for length in lengths:
-                _integer(name, length, 1)
+                check_integer(name, length, 1)
             if not lengths[0] <= lengths[1] <= MAX_LENGTH:
                 raise ValueError(
                     f"{name} must rise and stay within 1..{MAX_LENGTH}, got {lengths!r}: give (shortest, longest)"
@@ -111,10 +113,15 @@ class DatasetsFormal(datasets.ArrowBasedBuilder):
     ]
 
     def _create_builder_config(self, config_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        if config_name is not None:
-            get_task(config_name)
+        if config_name is None:
+            raise ValueError(f"Name a task: load_dataset({NAME!r}, TASK). The tasks are: {', '.join(TASKS)}.")
+        get_task(config_name)
         config, config_id = super()._create_builder_config(config_name, *args, **kwargs)
         config.validate()
+        if config.version != GENERATOR_VERSION:
+            raise ValueError(f"version must be {GENERATOR_VERSION}, which this code generates, got {config.version}")
+        if config.data_dir or config.data_files:
+            raise ValueError(f"{NAME} generates its rows: leave out data_dir and data_files")
         return config, config_id
 
     def _info(self) -> datasets.DatasetInfo:
@@ -134,13 +141,3 @@ class DatasetsFormal(datasets.ArrowBasedBuilder):
         for shard in shards:
             for number, table in enumerate(split.tables(shard)):
                 yield f"{shard[0]}-{number}", table
-
-
-def _integer(name: str, value: Any, least: int | None) -> None:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}") from None
-    if isinstance(value, bool) or (least is not None and number < least):
-        wanted = "an integer" if least is None else f"an integer of at least {least}"
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -114,7 +114,7 @@ def evaluate(expression: str) -> int:
                 operators.append("(")
             elif symbol == "-" and operand_next:
                 operators.append("~")
-            elif symbol == ")" and not operand_next:
+            elif symbol == ")" and not operand_next and "(" in operators:
                 while operators[-1] != "(":
                     reduce()
                 operators.pop()
@@ -125,9 +125,10 @@ def evaluate(expression: str) -> int:
                 operand_next = True
             else:
                 raise ValueError(f"{symbol!r} is out of place")
+        if operand_next:
+            raise ValueError("it ends where an operand should follow")
         while operators:
             reduce()
-        (value,) = values
-    except (IndexError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{expression!r} is not an arithmetic expression: {error}") from error
-    return value % MODULUS
+    return values[0] % MODULUS

@@ -88,14 +88,16 @@ class ListOps(Task):
     def _solve(self, symbols: str) -> str:
         lists: list[list[str]] = [[]]
         for symbol in symbols:
-            if symbol == "]" and len(lists) > 1 and len(lists[-1]) > 1:
+            if symbol in _OPERATIONS:
+                lists.append([symbol])
+            elif symbol.isdigit():
+                lists[-1].append(symbol)
+            elif len(lists) > 1 and len(lists[-1]) > 1:
                 operator, *digits = lists.pop()
                 lists[-1].append(str(_OPERATIONS[operator]([int(digit) for digit in digits])))
-            elif symbol in "Mmds":
-                lists.append([symbol])
             else:
-                lists[-1].append(symbol)
-        if len(lists) != 1 or len(lists[0]) != 1 or not lists[0][0].isdigit():
+                raise ValueError(f"{symbols!r} closes a list that is empty or never opened")
+        if len(lists) != 1 or len(lists[0]) != 1:
             raise ValueError(f"{symbols!r} is not one digit or list")
         return lists[0][0]
 

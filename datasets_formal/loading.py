@@ -14,7 +14,7 @@ from typing import Any
 import datasets.inspect
 import datasets.load
 
-NAME = "datasets_formal"
+from .registry import NAME
 
 
 def code_hash() -> str:

@@ -1,4 +1,4 @@
-"""All tasks by name."""
+"""All tasks by name, and the name of them all."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from .recognition import BoundedDyck, First, Majority
 from .regular import CycleNavigation, EvenPairs, ModularArithmetic, ParityCheck
 from .task import Task
 from .word_problems import word_problems
+
+NAME = "datasets_formal"
+"""What `load_dataset` knows this package by."""
 
 _ALL: tuple[Task, ...] = (
     EvenPairs(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +97,13 @@ class Task(ABC):
             inputs (batch, input_length(length)) and outputs (batch, output_length(length)), both int16.
 
         Raises:
-            ValueError: `batch` or `length` is too small.
+            TypeError: `generator` is no numpy generator.
+            ValueError: `batch` or `length` is no integer or too small.
         """
-        if batch < 0:
-            raise ValueError(f"batch must be at least 0, got {batch}")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        if not isinstance(generator, np.random.Generator):
+            raise TypeError(f"generator must be a numpy Generator, as np.random.default_rng(seed), got {generator!r}")
+        check_integer("batch", batch, 0)
+        check_integer("length", length, 1)
         return self.draw(RowStreams.seeded(generator, batch), length)
 
     def solve(self, tokens: Sequence[int]) -> list[int]:
@@ -112,11 +114,17 @@ class Task(ABC):
         """
         if len(tokens) == 0:
             raise ValueError(f"{self.name} needs at least one input token, got none")
-        wrong = [token for token in tokens if not 0 <= token < self.input_size]
-        if wrong:
-            raise ValueError(f"{self.name} knows the tokens 0..{self.input_size - 1}, got {wrong[0]}")
+        for token in tokens:
+            if not hasattr(token, "__index__") or token not in range(self.input_size):
+                raise ValueError(f"{self.name} knows the tokens 0..{self.input_size - 1}, got {token!r}")
         answer = self._solve("".join(self.alphabet[token] for token in tokens))
         return [IGNORED if symbol == EMPTY_SYMBOL else self.output_alphabet.index(symbol) for symbol in answer]
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.name}: {self.level}, {self.kind}, alphabet {self.alphabet!r}, outputs {self.output_alphabet!r}, "
+            f"chance {self.chance:.3g}>"
+        )
 
     def spell(self, inputs: NDArray[np.integer], outputs: NDArray[np.integer]) -> tuple[str, str]:
         """Return one row of input tokens and one of outputs as the symbols that stand for them."""
@@ -137,3 +145,14 @@ class Task(ABC):
             return asked
         ends = outputs == self.terminator
         return asked & (np.cumsum(ends, axis=-1) - ends == 0)
+
+
+def check_integer(name: str, value: Any, least: int | None = None) -> None:
+    """Raise ValueError, with the argument's name and value, unless it is an integer that is large enough."""
+    wanted = "an integer" if least is None else f"an integer of at least {least}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}") from None
+    if isinstance(value, bool) or (least is not None and number < least):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -50,7 +50,7 @@ def test_large_splits_are_cut_into_files(tmp_path: Path, monkeypatch: pytest.Mon
     ("arguments", "message"),
     [
         (["show", "parity"], "Did you mean 'parity_check'"),
-        (["show", "first", "--length", "0"], "length must be at least 1, got 0"),
+        (["show", "first", "--length", "0"], "length must be an integer of at least 1, got 0"),
         (["export", "full"], "full is not empty"),
         (["export", "new", "--task", "firts"], "Did you mean 'first'"),
         (["export", "new", "--train-lengths", "4", "1"], "train_lengths must rise"),

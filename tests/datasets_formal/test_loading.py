@@ -119,12 +119,15 @@ def test_rows_do_not_depend_on_how_they_are_read(load: Load) -> None:
     [
         ({"seed": "one"}, "seed must be an integer, got 'one'"),
         ({"train_examples": 0}, "train_examples must be an integer of at least 1, got 0"),
+        ({"train_examples": "all"}, "train_examples must be an integer or 'endless', got 'all'"),
         ({"train_examples": "endless"}, "needs streaming=True"),
         ({"validation_examples": True}, "validation_examples must be an integer"),
         ({"rows_per_length": 0}, "rows_per_length must be an integer of at least 1"),
         ({"train_lengths": 40}, r"train_lengths must be a pair \(shortest, longest\), got 40"),
         ({"train_lengths": (0, 40)}, "train_lengths must be an integer of at least 1, got 0"),
         ({"test_lengths": (50, 41)}, r"test_lengths must rise and stay within 1\.\.131072"),
+        ({"version": "0.9.0"}, r"version must be 1\.0\.0, which this code generates, got 0\.9\.0"),
+        ({"data_dir": "rows"}, "datasets_formal generates its rows: leave out data_dir"),
         ({"lengths": (1, 2)}, "doesn't have a 'lengths' key"),
     ],
 )
@@ -136,3 +139,9 @@ def test_bad_arguments_say_what_is_wrong(settings: dict[str, Any], message: str,
 def test_wrong_task_names_list_the_right_ones(load: Load) -> None:
     with pytest.raises(ValueError, match=r"Did you mean 'reverse_string'.*bucket_sort"):
         load("revers_string")
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 1}])
+def test_a_missing_task_name_is_asked_for(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"Name a task: load_dataset\('datasets_formal', TASK\).*bucket_sort"):
+        datasets.load_dataset("datasets_formal", **settings)

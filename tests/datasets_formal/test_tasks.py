@@ -62,6 +62,7 @@ def test_metadata_is_consistent(task: Task) -> None:
     given, answered = task.example
     assert answer(task, given) == answered
     assert task.source
+    assert all(part in repr(task) for part in (task.name, task.level, task.kind, task.alphabet))
 
 
 @all_tasks
@@ -154,17 +155,51 @@ def test_quirks_of_short_and_even_lengths() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda task: task.sample(np.random.default_rng(0), -1, 3), "batch must be at least 0, got -1"),
-        (lambda task: task.sample(np.random.default_rng(0), 1, 0), "length must be at least 1, got 0"),
+        (lambda task: task.sample(np.random.default_rng(0), -1, 3), "batch must be an integer of at least 0, got -1"),
+        (lambda task: task.sample(np.random.default_rng(0), 1, 0), "length must be an integer of at least 1, got 0"),
+        (lambda task: task.sample(np.random.default_rng(0), 1, 2.5), r"length must be .*, got 2\.5"),
         (lambda task: task.solve([]), "modular_arithmetic needs at least one input token"),
         (lambda task: task.solve([0, 9]), r"modular_arithmetic knows the tokens 0\.\.8, got 9"),
-        (lambda task: task.solve([0, 5]), r"'0\+' is not an arithmetic expression"),
-        (lambda task: task.solve([0, 8, 1]), "'0\\?1' is not an arithmetic expression: '\\?' is out of place"),
+        (lambda task: task.solve([0, 1.0]), r"modular_arithmetic knows the tokens 0\.\.8, got 1\.0"),
+        (lambda task: task.solve("0"), r"modular_arithmetic knows the tokens 0\.\.8, got '0'"),
     ],
 )
 def test_bad_calls_say_what_is_wrong(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(TASKS["modular_arithmetic"])
+
+
+def test_samplers_want_a_generator() -> None:
+    with pytest.raises(TypeError, match=r"generator must be a numpy Generator, .*, got 0"):
+        TASKS["first"].sample(0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("modular_arithmetic", "0+", "not an arithmetic expression: it ends where an operand should follow"),
+        ("modular_arithmetic", "0?1", r"not an arithmetic expression: '\?' is out of place"),
+        ("modular_arithmetic_brackets", "(1", "not an arithmetic expression: a bracket is never closed"),
+        ("modular_arithmetic_brackets", "1)", r"not an arithmetic expression: '\)' is out of place"),
+        ("solve_equation", "1=1", "not of the form expression with one x, =, digit"),
+        ("solve_equation", "x=31", "not of the form"),
+        ("missing_duplicate_string", "?", "not a string of 0 and 1 twice with one symbol hidden"),
+        ("missing_duplicate_string", "0?11", "not a string"),
+        ("missing_duplicate_string", "??", "not a string"),
+        ("missing_duplicate_string", "0?##", "not a string"),
+        ("binary_addition", "0+", r"not two binary numbers with one \+ between them"),
+        ("binary_addition", "0110", "not two binary numbers"),
+        ("binary_multiplication", "1*1*1", r"not two binary numbers with one \* between them"),
+        ("binary_multiplication", "0*", "not two binary numbers"),
+        ("listops", "M]", "closes a list that is empty or never opened"),
+        ("listops", "12", "not one digit or list"),
+        ("listops", "M1", "not one digit or list"),
+    ],
+)
+def test_solvers_refuse_what_is_no_input(name: str, row: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        TASKS[name].solve(symbols(TASKS[name], row))
+    assert repr(row) in str(error.value)
 
 
 def test_an_empty_batch_is_empty() -> None:

@@ -18,7 +18,7 @@ from .task import Task
 GENERATOR_VERSION = "1.0.0"
 
 _ROWS_PER_SHARD = 16_384
-_LEAST_SHARDS = 16
+_SHARDS = 16
 _TOKENS_PER_BLOCK = 1 << 21
 
 Shard = tuple[int, int]
@@ -65,9 +65,14 @@ class Split:
         return shortest + drawn[:, 0]
 
     def shards(self) -> list[Shard]:
-        """Return every shard's first row number and the one after its last; rows do not depend on this cut."""
-        count = min(self.rows, max(_LEAST_SHARDS, -(-self.rows // _ROWS_PER_SHARD)))
-        cuts = [self.rows * cut // count for cut in range(count + 1)]
+        """Return every shard's first row number and the one after its last; rows do not depend on this cut.
+
+        Rows that share a length stay together where there are enough of them for all shards, and large splits
+        have a multiple of 16 shards, so that ranks and workers get as many each.
+        """
+        count = min(self.rows, _SHARDS * max(1, -(-self.rows // (_SHARDS * _ROWS_PER_SHARD))))
+        unit = self.rows_per_length if self.rows >= count * self.rows_per_length else 1
+        cuts = [self.rows // unit * cut // count * unit for cut in range(count)] + [self.rows]
         return list(itertools.pairwise(cuts))
 
     def tables(self, shard: Shard) -> Iterator[pa.Table]:

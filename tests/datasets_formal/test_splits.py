@@ -73,6 +73,20 @@ def test_rows_do_not_depend_on_the_cut() -> None:
         assert pa.concat_tables(longer.tables((0, 100))).equals(whole)
 
 
+@pytest.mark.parametrize(
+    ("rows", "rows_per_length", "count"),
+    [(1, 1, 1), (15, 4, 15), (300, 128, 16), (10_000, 128, 16), (1_000_000, 128, 64), (1 << 30, 1, 1 << 16)],
+)
+def test_shards_cover_all_rows_and_keep_batches_whole(rows: int, rows_per_length: int, count: int) -> None:
+    shards = Split(TASKS["first"], "train", 0, rows, (1, 40), rows_per_length).shards()
+    assert len(shards) == count
+    assert [start for start, _ in shards] == [0, *(end for _, end in shards[:-1])]
+    assert shards[-1][1] == rows
+    assert all(0 < end - start <= 20_000 for start, end in shards)
+    if rows >= count * rows_per_length:
+        assert all(start % rows_per_length == 0 for start, _ in shards)
+
+
 def test_a_row_depends_on_everything_in_its_key() -> None:
     base: dict[str, Any] = {"task": TASKS["bucket_sort"], "name": "train", "seed": 0, "rows": 50, "lengths": (30, 30)}
     texts = []
@@ -101,6 +115,7 @@ def test_long_rows_are_right() -> None:
         assert task.solve(inputs[0].tolist()) == outputs[0].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
 def test_ranks_and_workers_see_every_row_once(load: Load) -> None:
     stored = load("reverse_string", split="train")
     seen = []

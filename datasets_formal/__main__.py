@@ -11,6 +11,7 @@ import numpy as np
 from .datasets_formal import FormalConfig
 from .export import export
 from .registry import TASKS, get_task
+from .task import check_integer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _show(chosen.task, chosen.length, chosen.count, chosen.seed)
         else:
             settings = {name: getattr(chosen, name) for name in _EXPORT_SETTINGS}
-            export(chosen.folder, chosen.task, **settings)
+            export(chosen.folder, chosen.task or list(TASKS), **settings)
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
 
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "hf upload USER/NAME FOLDER . --repo-type dataset",
     )
     out.add_argument("folder", type=Path)
-    out.add_argument("--task", nargs="+", default=list(TASKS), metavar="TASK", help="default: all")
+    out.add_argument("--task", nargs="+", action="extend", metavar="TASK", help="tasks to write (default: all)")
     for name, help_text in _EXPORT_SETTINGS.items():
         default = getattr(FormalConfig, name)
         out.add_argument(
@@ -79,11 +80,11 @@ def _list() -> None:
 
 def _show(name: str, length: int, count: int, seed: int) -> None:
     task = get_task(name)
-    documentation = (task.__doc__ or "").rstrip().splitlines()
-    print(task.name, task.level, f"{task.kind} task", f"chance {task.chance:.1%}", task.source, sep="; ")
-    print(f"alphabet {task.alphabet}; outputs {task.output_alphabet}\n")
-    print(task.summary, *(line.strip() for line in documentation[1:]), "", sep="\n")
-    for row in zip(*task.sample(np.random.default_rng(seed), count, length), strict=True):
+    check_integer("count", count, 1)
+    check_integer("seed", seed, 0)
+    rows = task.sample(np.random.default_rng(seed), count, length)
+    print(task.name, task.description, "", sep="\n")
+    for row in zip(*rows, strict=True):
         print(*task.spell(*row), sep="  ->  ")
 
 

@@ -127,7 +127,7 @@ class DatasetsFormal(datasets.ArrowBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         task = get_task(self.config.name)
         features = datasets.Features.from_dict(column_types(task))
-        return datasets.DatasetInfo(description=task.__doc__ or "", features=features)
+        return datasets.DatasetInfo(description=task.description, features=features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         if self.config.train_examples == ENDLESS and not dl_manager.is_streaming:

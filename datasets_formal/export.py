@@ -29,21 +29,21 @@ def export(folder: Path, names: Sequence[str], progress: bool = True, **settings
 
     Args:
         folder: where to write; must not exist or be empty.
-        names: the tasks.
+        names: the tasks; none is written twice.
         progress: whether to show a progress bar.
         settings: the settings of `FormalConfig`, the same for every task.
 
     Raises:
-        FileExistsError: the folder holds something.
+        FileExistsError: the folder holds something, or is a file.
         ValueError: there is no such task, or a setting makes no sense.
     """
-    configs = [FormalConfig(name=get_task(name).name, **settings) for name in names]
+    configs = [FormalConfig(name=get_task(name).name, **settings) for name in dict.fromkeys(names)]
     for config in configs:
         config.validate()
         if config.train_examples == ENDLESS:
             raise ValueError(f"train_examples={ENDLESS!r} has no end to export: give a number")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: name a new folder, or empty it first")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder: name a new one, or empty it first")
 
     splits = [split for config in configs for split in config.splits()]
     files = []

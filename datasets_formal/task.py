@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -64,6 +65,21 @@ class Task(ABC):
     def summary(self) -> str:
         """First line of the task's documentation."""
         return (self.__doc__ or "").partition("\n")[0]
+
+    @property
+    def description(self) -> str:
+        """The documentation, then level, kind, symbols, an example, chance and source, a line each."""
+        details = inspect.cleandoc(self.__doc__ or "").partition("\n")[2].strip()
+        return (
+            f"{self.summary}\n\n{details}\n\n"
+            f"Level: {self.level}\n"
+            f"Kind: {self.kind}\n"
+            f"Alphabet: {self.alphabet}\n"
+            f"Outputs: {self.output_alphabet}\n"
+            f"Example: {' -> '.join(self.example)}\n"
+            f"Chance: {self.chance:.1%}\n"
+            f"Source: {self.source}"
+        )
 
     def input_length(self, length: int) -> int:
         """Return the number of input tokens in a row of the requested length."""

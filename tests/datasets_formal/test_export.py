@@ -39,6 +39,13 @@ def test_the_command_exports_all_tasks_with_a_card(tmp_path: Path) -> None:
     assert "seed=3" in card.text
 
 
+def test_tasks_may_be_named_in_any_way(tmp_path: Path) -> None:
+    sizes = "--train-examples 2 --validation-examples 2 --test-examples-per-length 1 --test-lengths 41 41"
+    named = "--task first majority first --task odds_first"
+    main(["export", str(tmp_path / "out"), *sizes.split(), *named.split()])
+    assert datasets.get_dataset_config_names(str(tmp_path / "out")) == ["first", "majority", "odds_first"]
+
+
 def test_large_splits_are_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets_formal.export._TOKENS_PER_FILE", 4000)
     export(tmp_path / "out", ["parity_check"], progress=False, **SMALL)
@@ -51,7 +58,10 @@ def test_large_splits_are_cut_into_files(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["show", "parity"], "Did you mean 'parity_check'"),
         (["show", "first", "--length", "0"], "length must be an integer of at least 1, got 0"),
-        (["export", "full"], "full is not empty"),
+        (["show", "first", "--count", "0"], "count must be an integer of at least 1, got 0"),
+        (["show", "first", "--seed", "-1"], "seed must be an integer of at least 0, got -1"),
+        (["export", "full"], "full is not an empty folder"),
+        (["export", "full/file"], "full/file is not an empty folder"),
         (["export", "new", "--task", "firts"], "Did you mean 'first'"),
         (["export", "new", "--train-lengths", "4", "1"], "train_lengths must rise"),
     ],
@@ -77,7 +87,9 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(TASKS)
     main(["show", "reverse_string", "--length", "12", "--count", "3"])
-    rows = capsys.readouterr().out.splitlines()[-3:]
+    shown = capsys.readouterr().out
+    assert TASKS["reverse_string"].description in shown
+    rows = shown.splitlines()[-3:]
     for row in rows:
         given, answer = row.split("  ->  ")
         assert len(given) == 12

@@ -73,8 +73,10 @@ def test_other_names_still_go_to_datasets(tmp_path: Path) -> None:
 def test_inspection_works(load: Load) -> None:
     assert datasets.get_dataset_config_names("datasets_formal") == list(TASKS)
     assert datasets.get_dataset_split_names("datasets_formal", "odds_first") == ["train", "validation", "test"]
-    features = load("parity_check", split="train").features
-    assert features["labels"].names == ["0", "1"]
+    info = load("parity_check", split="train").info
+    assert info.features["labels"].names == ["0", "1"]
+    for part in ("even (0) or odd (1)", "regular", "101001011 -> 1", "50.0%", "arXiv 2207.02098"):
+        assert part in info.description
 
 
 def test_batches_can_share_a_length(load: Load) -> None:

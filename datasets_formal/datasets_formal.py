@@ -41,7 +41,7 @@ __all__ = [
 
 MAX_LENGTH = 131_072
 ENDLESS = "endless"
-# What an endless stream ends at: more rows than eight trainings of the paper read.
+# Datasets wants a list of shards, so an endless stream ends: after eight times what the paper's training reads.
 _ENDLESS_ROWS = 1 << 30
 
 
@@ -51,7 +51,7 @@ class FormalConfig(datasets.BuilderConfig):
 
     Attributes:
         seed: rows of different seeds have nothing in common.
-        train_examples: number of training rows, or "endless" with streaming=True (in fact 2**30 rows).
+        train_examples: number of training rows, or "endless" with streaming=True: 2**30 rows.
         validation_examples: number of validation rows.
         test_examples_per_length: number of test rows of every length; the benchmark's is 512.
         train_lengths: shortest and longest requested length of training and validation rows.

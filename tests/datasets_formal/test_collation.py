@@ -1,3 +1,7 @@
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
@@ -31,3 +35,16 @@ def test_a_batch_of_one_length_needs_no_collator(name: str, load: Load) -> None:
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
     assert batch["input_ids"].shape[0] == 128
     assert batch["labels"].shape == ((128,) if TASKS[name].kind == "class" else batch["input_ids"].shape)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("readme", ["README.md", "datasets_formal/README.md"])
+def test_the_readme_gets_to_a_batch_in_five_lines(readme: str, name: str, load: Load, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+    snippet = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if '"parity_check"' in block)
+    assert len([line for line in snippet.splitlines() if line]) <= 5
+    settings = f'cache_dir={str(tmp_path)!r}, train_examples=300, test_lengths=(41, 41), split="train"'
+    variables: dict[str, Any] = {}
+    exec(snippet.replace("parity_check", name).replace('split="train"', settings), variables)
+    batch = variables["batch"]
+    assert batch["input_ids"].shape[0] == batch["labels"].shape[0] == 128

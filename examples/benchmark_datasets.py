@@ -123,15 +123,13 @@ def plain_list(generator: random.Random, length: int) -> tuple[list[int], int]:
         digit = generator.randrange(10)
         return [digit], digit
 
-    def fits(extra: int) -> bool:
-        return extra == 0 or extra >= 3
-
     operator = generator.randrange(4)
-    arity = generator.choice([count for count in range(2, 6) if fits(length - 2 - count)])
+    # An argument takes 1 symbol or at least 4, so what one symbol each leaves over is nothing or at least 3.
+    arity = generator.choice([count for count in range(2, 6) if (over := length - 2 - count) == 0 or over >= 3])
     extra = length - 2 - arity
     one, other = generator.sample(range(arity), 2)
     sizes = [1] * arity
-    sizes[one] += generator.choice([share for share in range(extra + 1) if fits(share) and fits(extra - share)])
+    sizes[one] += generator.choice([0, extra, *range(3, extra - 2)])
     sizes[other] += length - 2 - sum(sizes)
     parts = [plain_list(generator, size) for size in sizes]
     values = [value for _, value in parts]

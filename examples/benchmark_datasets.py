@@ -129,7 +129,8 @@ def plain_list(generator: random.Random, length: int) -> tuple[list[int], int]:
     extra = length - 2 - arity
     one, other = generator.sample(range(arity), 2)
     sizes = [1] * arity
-    sizes[one] += generator.choice([0, extra, *range(3, extra - 2)])
+    share = generator.randrange(2 + max(extra - 5, 0))
+    sizes[one] += (0, extra, share + 1)[min(share, 2)]
     sizes[other] += length - 2 - sum(sizes)
     parts = [plain_list(generator, size) for size in sizes]
     values = [value for _, value in parts]
@@ -213,16 +214,17 @@ def main() -> None:
     first_batch(chosen.task[0])  # imports and reads configuration that the figures should not contain
 
     print(f"{chosen.rows} rows of length {chosen.length}")
-    columns = ["rows/s", "tokens/s", "first batch", "plain rows/s", "ratio"] + ["1M rows"] * chosen.build
-    print(f"{'task':28}" + "".join(f"{column:>14}" for column in columns))
+    columns = ["first batch", "plain rows/s", "ratio"] + ["1M rows"] * chosen.build
+    print(f"{'task':28}{'rows/s':>14}{'tokens/s':>16}" + "".join(f"{column:>14}" for column in columns))
     for name in chosen.task:
         task = get_task(name)
         rate = ours_rate(task, chosen.rows, chosen.length)
         tokens = rate * (task.input_length(chosen.length) + task.output_length(chosen.length))
         plain = plain_rate(name, chosen.rows // 10, chosen.length) if name in PLAIN else None
-        line = f"{name:28}{rate:14,.0f}{tokens:14,.0f}{1e3 * first_batch(name):11.0f} ms"
+        line = f"{name:28}{rate:14,.0f}{tokens:16,.0f}{1e3 * first_batch(name):11.0f} ms"
         line += f"{plain:14,.0f}{rate / plain:13.1f}x" if plain else f"{'':28}"
-        print(line + (f"{build(name, 1_000_000):12.1f} s" if chosen.build else ""), flush=True)
+        line += f"{build(name, 1_000_000):12.1f} s" if chosen.build else ""
+        print(line.rstrip(), flush=True)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class PRLSTMComposer(nn.Module):
         weights = tuple(part.to(leaves.hidden.dtype) for layer in layers for part in (layer.weight, layer.bias))
         checkpoint = self.training and self.merge.gradient_checkpointing
         how = Composition(_arithmetic(backend), self.graphs, weights, checkpoint)
-        return compose(how, leaves, lengths, every_prefix)[0]
+        return compose(how, leaves, lengths, every_prefix)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.

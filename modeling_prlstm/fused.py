@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .layout import Form, Layout, Step, Target
 
-# Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids.
-ONE_HOT_IDS = 64
+# Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
+# because the other way waits for the GPU.
+ONE_HOT_IDS = {"cpu": 64, "cuda": 1024}
 
 Pair = tuple[Tensor, Tensor]
 
@@ -139,14 +140,13 @@ class Tree:
         self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
 
     def forward(self, leaves: Leaves) -> Pair:
-        """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]."""
+        """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]; parts of its buffers."""
         self.operands = [self.arithmetic.operand(weight) for weight, _ in self.cells]
         self._place(leaves)
         for step in self.layout.levels:
             self._merge(step)
         self._append()
-        hidden, cell = (self._result(part).clone(memory_format=torch.contiguous_format) for part in self.states)
-        return hidden, cell
+        return self._result(self.states[0]), self._result(self.states[1])
 
     def backward(self, gradient: Pair, leaves: Leaves) -> tuple[Tensor, ...]:
         """The gradients of `leaves.hidden`, `leaves.cell` and the weights, of the result's `gradient`."""
@@ -289,8 +289,8 @@ class Tree:
             if has_last:
                 result[:, -1] = self._last(gradient, 0)
             return result
-        result = _sum_by_id(of_pairs, self._in_slots(ids).flatten(), len(states))
-        return result + _sum_by_id(self._last(gradient, 0), ids[:, -1], len(states)) if has_last else result
+        result = sum_by_id(of_pairs, self._in_slots(ids).flatten(), len(states))
+        return result + sum_by_id(self._last(gradient, 0), ids[:, -1], len(states)) if has_last else result
 
     def _last(self, buffer: Tensor, level: int) -> Tensor:
         """The slots [B, H] of the last node of `level`, which has an odd number of them."""
@@ -463,9 +463,9 @@ class EveryTree(Tree):
 TREES: dict[Form, type[Tree]] = {"whole": Tree, "each": EachTree, "every": EveryTree}
 
 
-def _sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:
+def sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:
     """The sums [count, H] of the `gradients` [n, H] of equal `ids` [n], in an order that does not change."""
-    if count > ONE_HOT_IDS:
+    if count > ONE_HOT_IDS.get(ids.device.type, 0):
         return torch.ops.aten.embedding_dense_backward(gradients, ids.long(), count, -1, False)
     one_hot = ids == torch.arange(count, device=ids.device)[:, None]
     return one_hot.to(gradients.dtype) @ gradients

@@ -1,4 +1,4 @@
-"""CUDA graphs of small trees: where starting the kernels takes longer than running them.
+"""CUDA graphs of trees: where starting the kernels takes longer than running them.
 
 A graph replays the forward or the backward of one shape of batch with one launch, on buffers of its own: inputs are
 copied in, results are copied out, so that nothing of this shows outside.
@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused import Leaves, Pair, Tree
+from .fused import Leaves, Tree
+from .pairs import Pairs
 
-# Trees of up to this many tokens are launch-bound; each graph keeps the buffers of its tree.
-MAX_TOKENS = 8192
-MAX_GRAPHS = 64
+# Each graph keeps its tree's buffers. The shares of the GPU's memory that one may keep, and all of a model.
+SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
+# About how many bytes that is for each of a tree's leaves, times H; and without a backward.
+BYTES, FORWARD_BYTES = 100, 25
 
 # Weights in turn, and the rows' lengths, to a tree.
-MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], Tree]
+MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], Tree | Pairs]
 
 
 class GraphedTree:
@@ -31,6 +33,7 @@ class GraphedTree:
         ids: of the leaves, or None.
         lengths: of the rows, or None.
         differentiable: whether there will be a backward.
+        size: bytes of its buffers, about.
     """
 
     def __init__(
@@ -40,8 +43,12 @@ class GraphedTree:
         ids: Tensor | None,
         lengths: Tensor | None,
         differentiable: bool,
+        size: int,
     ):
+        self.size = size
         self.inputs = [tensor.detach().clone() for tensor in inputs]
+        dtypes = dict.fromkeys(tensor.dtype for tensor in inputs)
+        self.dtypes = [(dtype, [n for n, tensor in enumerate(inputs) if tensor.dtype == dtype]) for dtype in dtypes]
         self.integers = [None if tensor is None else tensor.clone() for tensor in (ids, lengths)]
         self.claimed: Callable[[], Claim | None] = lambda: None
         stream = torch.cuda.Stream()
@@ -52,14 +59,16 @@ class GraphedTree:
         self.forward_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, capture_error_mode="thread_local"):
             self.tree = self._make(make_tree)
-            self.output = self.tree.forward(self._leaves())
+            self.hidden, cell = self.tree.forward(self._leaves())
         if differentiable:
-            self.gradient = torch.zeros_like(self.output[0]), torch.zeros_like(self.output[1])
+            # No one sees the cell states, so that their gradient stays zero.
+            self.gradient = self.hidden.new_zeros(self.hidden.shape), cell.new_zeros(cell.shape)
             self.backward_graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(
                 self.backward_graph, pool=self.forward_graph.pool(), capture_error_mode="thread_local"
             ):
-                self.gradients = self.tree.backward(self.gradient, self._leaves())
+                gradients = self.tree.backward(self.gradient, self._leaves())
+                self.flat = {dtype: torch.cat([gradients[n].flatten() for n in part]) for dtype, part in self.dtypes}
 
     def _run(self, make_tree: MakeTree, differentiable: bool) -> None:
         tree = self._make(make_tree)
@@ -67,7 +76,7 @@ class GraphedTree:
         if differentiable:
             tree.backward(output, self._leaves())
 
-    def _make(self, make_tree: MakeTree) -> Tree:
+    def _make(self, make_tree: MakeTree) -> Tree | Pairs:
         return make_tree(tuple(self.inputs[2:]), self.integers[1])
 
     def _leaves(self) -> Leaves:
@@ -85,20 +94,26 @@ class GraphedTree:
         self.claimed = weakref.ref(claim)
         return claim
 
-    def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Pair:
-        """`Tree.forward` of leaves `inputs[:2]`, with weights `inputs[2:]`."""
-        torch._foreach_copy_(self.inputs, [tensor.detach() for tensor in inputs])
+    def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The hidden states of `Tree.forward`, of leaves `inputs[:2]`, with weights `inputs[2:]`."""
+        for _, part in self.dtypes:  # one launch copies many tensors of one dtype
+            torch._foreach_copy_([self.inputs[n] for n in part], [inputs[n].detach() for n in part])
         for own, given in zip(self.integers, (ids, lengths), strict=True):
             if own is not None and given is not None:
                 own.copy_(given)
         self.forward_graph.replay()
-        return self.output[0].clone(), self.output[1].clone()
+        return self.hidden.clone(memory_format=torch.contiguous_format)
 
-    def backward(self, gradient: Pair) -> tuple[Tensor, ...]:
-        """`Tree.backward` of the last forward."""
-        torch._foreach_copy_(self.gradient, gradient)
+    def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """`Tree.backward` of the last forward, of its hidden states' gradient."""
+        self.gradient[0].copy_(gradient)
         self.backward_graph.replay()
-        return tuple(gradient.clone() for gradient in self.gradients)
+        gradients = list(self.inputs)
+        for dtype, part in self.dtypes:
+            sizes = [self.inputs[n].numel() for n in part]
+            for n, flat in zip(part, self.flat[dtype].clone().split(sizes), strict=True):
+                gradients[n] = flat.view(self.inputs[n].shape)
+        return tuple(gradients)
 
 
 class Claim:
@@ -107,7 +122,7 @@ class Claim:
     def __init__(self, graph: GraphedTree):
         self.graph: GraphedTree | None = graph
 
-    def backward(self, gradient: Pair) -> tuple[Tensor, ...]:
+    def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The graph's backward; then the claim is over."""
         assert self.graph is not None
         gradients = self.graph.backward(gradient)
@@ -135,15 +150,26 @@ class Graphs:
         ids: Tensor | None,
         lengths: Tensor | None,
         differentiable: bool,
+        leaves: int,
     ) -> GraphedTree | None:
-        """The graphs for these arguments of `GraphedTree`; None while an earlier batch of their shape holds them."""
+        """The graphs for these arguments of `GraphedTree`, of a tree of `leaves` leaves.
+
+        None while an earlier batch of their shape holds them, and where they would take too much memory.
+        """
+        size = leaves * inputs[0].shape[-1] * (BYTES if differentiable else FORWARD_BYTES)
+        if size > SHARE * _memory(inputs[0]):
+            return None
         tensors = (*inputs, ids, lengths)
         shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         key = key, differentiable, torch.backends.cuda.matmul.allow_tf32, shapes
         tree = self.trees.pop(key, None)
         if tree is None:
-            tree = GraphedTree(make_tree, inputs, ids, lengths, differentiable)
+            tree = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)
         self.trees[key] = tree
-        if len(self.trees) > MAX_GRAPHS:
+        while sum(tree.size for tree in self.trees.values()) > TOTAL_SHARE * _memory(inputs[0]):
             self.trees.popitem(last=False)
         return None if tree.busy else tree
+
+
+def _memory(tensor: Tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).total_memory

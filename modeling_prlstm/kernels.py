@@ -155,9 +155,11 @@ def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:
         return _Tile(32, 16, 16, 4, 2)
     if count >= 4096:
         return _Tile(128, 64, 32, 8, 3) if dtype == torch.float32 else _Tile(64, 64, 64, 4, 2)
-    if count >= 1024:
-        return _Tile(64, 32, depth, 4, 4)
-    return _Tile(32, 16, 2 * depth, 4, 4)
+    if count >= 1536:
+        return _Tile(64, 32, depth, 4, 3)
+    if count >= 384:
+        return _Tile(64, 16, depth, 4, 3)
+    return _Tile(16, 32, 64, 4, 3)
 
 
 def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Pair, Tree
-from .graphs import MAX_TOKENS, GraphedTree, Graphs, MakeTree
+from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Tree
+from .graphs import GraphedTree, Graphs, MakeTree
 from .layout import Form, make_layout
+from .pairs import Pairs, make_with_pairs, repeated_levels
 
 # Under activation checkpointing the gates of this many merges exist at a time.
 CHECKPOINT_ROWS = 8192
-# Pairs of ids are merged once each where there are this many times more pairs of tokens.
-REPEATS = 8
+# On a GPU, the levels of batches of up to this many tokens take as long with fewer rows: no pairs are looked up.
+LAUNCH_BOUND = 8192
 
 
 class Composition(NamedTuple):
@@ -22,7 +22,7 @@ class Composition(NamedTuple):
 
     Attributes:
         arithmetic: of the leaves' device.
-        graphs: where small trees on a GPU are kept as CUDA graphs.
+        graphs: where trees on a GPU are kept as CUDA graphs.
         weights: weight and bias of each cell of a merge in turn, in the hidden states' dtype.
         checkpoint: keep the states alone and compute the gates again in the backward.
     """
@@ -33,8 +33,8 @@ class Composition(NamedTuple):
     checkpoint: bool
 
 
-def compose(how: Composition, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Pair:
-    """The hidden and cell states of prefixes, differentiable once.
+def compose(how: Composition, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Tensor:
+    """The hidden states of prefixes, differentiable once.
 
     Args:
         how: see `Composition`.
@@ -42,63 +42,55 @@ def compose(how: Composition, leaves: Leaves, lengths: Tensor | None, every_pref
         lengths: of the rows [B], int64; None: all rows are as long as the batch.
         every_prefix: all positions' states [B, T, H]; else the last of each row [B, H].
     """
-    if leaves.ids is not None and lengths is None and not every_prefix and _repeats(leaves.ids, len(leaves.hidden)):
-        return _compose_pairs_once(how, leaves, leaves.ids)
-    return _compose_tree(how, leaves, lengths, every_prefix)
-
-
-def _repeats(ids: Tensor, count: int) -> bool:
-    """Whether most pairs of `count` ids are there many times, and the batch is so large that looking them up pays."""
-    batch, length = ids.shape
-    launch_bound = ids.device.type == "cuda" and batch * length <= MAX_TOKENS
-    return not launch_bound and length >= 4 and count**2 * REPEATS <= batch * (length // 2)
-
-
-def _compose_pairs_once(how: Composition, leaves: Leaves, ids: Tensor) -> Pair:
-    """`compose` where a pair of leaves depends on two ids of few: each pair of ids is merged once, then looked up."""
-    count = len(leaves.hidden)
-    every = torch.arange(count**2, device=ids.device)
-    pairs = Leaves(torch.stack((every // count, every % count), 1), leaves.hidden, leaves.cell)
-    table = _compose_tree(how, pairs, None, False)
-    paired = ids[:, : ids.shape[1] // 2 * 2]
-    state = compose(how, Leaves(paired[:, ::2] * count + paired[:, 1::2], *table), None, False)
-    if ids.shape[1] % 2 == 0:
-        return state
-    last = (F.embedding(ids[:, -1], part) for part in leaves[1:])
-    hidden, cell = (torch.stack(parts, 1) for parts in zip(state, last, strict=True))
-    return _compose_tree(how, Leaves(None, hidden, cell), None, False)
-
-
-def _compose_tree(how: Composition, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Pair:
-    """`compose` by one tree."""
     arithmetic, graphs, weights, checkpoint = how
     form: Form = "every" if every_prefix else "whole" if lengths is None else "each"
     batch, length = (leaves.hidden if leaves.ids is None else leaves.ids).shape[:2]
     inputs = leaves.hidden, leaves.cell, *weights
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    keep = differentiable and not checkpoint
+    count = len(leaves.hidden)
+    levels = _repeated_levels(form, leaves)
 
-    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> Tree:
-        layout = make_layout(batch, length, form)
-        rows = CHECKPOINT_ROWS if checkpoint else None
-        return TREES[form](arithmetic, layout, leaves.hidden, weights, lengths, keep, rows)
+    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> Tree | Pairs:
+        def make(form: Form, batch: int, length: int) -> Tree:
+            layout = make_layout(batch, length, form)
+            rows = CHECKPOINT_ROWS if checkpoint else None
+            keep = differentiable and not checkpoint
+            return TREES[form](arithmetic, layout, leaves.hidden, weights, lengths, keep, rows)
+
+        return make_with_pairs(make, form, batch, length, count, levels)
 
     with torch.autocast(leaves.hidden.device.type, enabled=False):
         graph = None
-        if not checkpoint and batch * length <= MAX_TOKENS and _can_capture(leaves):
-            graph = graphs.get(form, make_tree, inputs, leaves.ids, lengths, differentiable)
+        if not checkpoint and _can_capture(leaves, differentiable):
+            size = batch * length if every_prefix else batch * (length >> levels)
+            graph = graphs.get(form, make_tree, inputs, leaves.ids, lengths, differentiable, size)
         if differentiable:
             return _Compose.apply(make_tree, graph, leaves.ids, lengths, *inputs)
         if graph is not None:
             return graph.forward(inputs, leaves.ids, lengths)
-        return make_tree(weights, lengths).forward(leaves)
+        return _hidden(make_tree(weights, lengths), leaves)
 
 
-def _can_capture(leaves: Leaves) -> bool:
+def _repeated_levels(form: Form, leaves: Leaves) -> int:
+    """How many levels to do by way of pairs of ids."""
+    if leaves.ids is None:
+        return 0
+    batch, length = leaves.ids.shape
+    if leaves.ids.is_cuda and batch * length <= LAUNCH_BOUND:
+        return 0
+    return repeated_levels(form, batch, length, len(leaves.hidden))
+
+
+def _can_capture(leaves: Leaves, differentiable: bool) -> bool:
     """Whether the work on `leaves` can become a graph: not inside another, nor where it waits for the GPU."""
-    if leaves.hidden.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if not leaves.hidden.is_cuda or torch.cuda.is_current_stream_capturing():
         return False
-    return leaves.ids is None or len(leaves.hidden) <= ONE_HOT_IDS
+    return leaves.ids is None or not differentiable or len(leaves.hidden) <= ONE_HOT_IDS["cuda"]
+
+
+def _hidden(tree: Tree | Pairs, leaves: Leaves) -> Tensor:
+    """The hidden states of the tree's forward, apart from its buffers."""
+    return tree.forward(leaves)[0].clone(memory_format=torch.contiguous_format)
 
 
 class _Compose(torch.autograd.Function):
@@ -112,7 +104,7 @@ class _Compose(torch.autograd.Function):
         ids: Tensor | None,
         lengths: Tensor | None,
         *inputs: Tensor,
-    ) -> Pair:
+    ) -> Tensor:
         ctx.save_for_backward(*inputs)
         ctx.make_tree, ctx.ids, ctx.lengths = make_tree, ids, lengths
         ctx.tree = ctx.claim = None
@@ -120,11 +112,11 @@ class _Compose(torch.autograd.Function):
             ctx.claim = graph.claim()
             return graph.forward(inputs, ids, lengths)
         ctx.tree = make_tree(inputs[2:], lengths)
-        return ctx.tree.forward(Leaves(ids, *inputs[:2]))
+        return _hidden(ctx.tree, Leaves(ids, *inputs[:2]))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         inputs = ctx.saved_tensors  # raises if an input was changed since
         leaves = Leaves(ctx.ids, *inputs[:2])
         with torch.autocast(inputs[0].device.type, enabled=False):
@@ -134,5 +126,6 @@ class _Compose(torch.autograd.Function):
                 if ctx.tree is None:  # a second backward: the graph may be at another batch by now
                     ctx.tree = ctx.make_tree(inputs[2:], ctx.lengths)
                     ctx.tree.forward(leaves)
-                gradients = ctx.tree.backward(gradient, leaves)
+                no_cell = inputs[1].new_zeros(gradient.shape)
+                gradients = ctx.tree.backward((gradient, no_cell), leaves)
         return None, None, None, None, *gradients

@@ -122,13 +122,16 @@ def test_vocabularies(backend, vocab_size):
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
-@pytest.mark.parametrize("length", [15, 22])
-def test_repeated_pairs_are_merged_once(length, monkeypatch):
-    monkeypatch.setattr("modeling_prlstm.tree_function.REPEATS", 1)
-    model = model_of(vocab_size=5, num_refinements=2)
-    arguments = batch_of(length, batch=29), None, False
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+@pytest.mark.parametrize("length", [4, 5, 15, 22])
+def test_repeated_pairs_are_merged_once(backend, length, every_prefix, monkeypatch):
+    monkeypatch.setattr("modeling_prlstm.pairs.REPEATS", 1)
+    monkeypatch.setattr("modeling_prlstm.tree_function.LAUNCH_BOUND", 0)
+    model = model_of(vocab_size=2, num_refinements=2)
+    arguments = batch_of(length, batch=29) % 2, None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
-    assert_agrees(states_and_gradients(model, "fused", *arguments), expected, 1e-5)
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

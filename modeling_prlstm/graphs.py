@@ -161,7 +161,7 @@ class Graphs:
             return None
         tensors = (*inputs, ids, lengths)
         shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        key = key, differentiable, torch.backends.cuda.matmul.allow_tf32, shapes
+        key = key, differentiable, torch.backends.cuda.matmul.fp32_precision, shapes
         tree = self.trees.pop(key, None)
         if tree is None:
             tree = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)

@@ -3,7 +3,7 @@
 Forward, one kernel a cell: the products of all gates of a tile of states stay in registers, and the new states are
 written straight to where the next merge reads them. Backward, one kernel makes the gates' gradients of the gates'
 values; the products with the weights are the library's. No sum is made by atomics: results do not change from run to
-run. Float32 products use TF32 where `torch.backends.cuda.matmul.allow_tf32` says so.
+run. Float32 products use TF32 where `torch.backends.cuda.matmul.fp32_precision`, or the older `allow_tf32`, says so.
 
 Imported only when it runs. With `TRITON_INTERPRET=1` set before the import it runs on a CPU, slowly, to be tested.
 """
@@ -143,7 +143,7 @@ class TritonArithmetic:
 
 
 def _tf32() -> bool:
-    return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:

@@ -4,6 +4,8 @@ TASK ?= parity_check
 SEED ?= 0
 OUTPUT ?= runs/$(TASK)-seed$(SEED)
 ARGS ?=
+# Of the tests; most of them use one core.
+PARALLEL ?= --numprocesses 2 --dist worksteal
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -17,11 +19,11 @@ train: $(INSTALLED)
 		--hidden_size 64 --max_steps 3000 --test_examples_per_length 32 $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # The same tests on the oldest versions that setup.cfg admits; their own leaks are not ours to mend.
 test-oldest: $(OLDEST)
-	.venv-oldest/bin/python -m pytest -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+	.venv-oldest/bin/python -m pytest -W ignore::pytest.PytestUnraisableExceptionWarning $(PARALLEL) $(ARGS)
 
 # transformers' own tests of what every model must survive, from its source distribution; -rs lists what is skipped.
 test-common: $(TRANSFORMERS_SOURCE)

@@ -12,11 +12,15 @@ INSTALLED := .venv/installed
 OLDEST := .venv-oldest/installed
 TRANSFORMERS_SOURCE := .venv/transformers-source
 
-.PHONY: train test test-oldest test-common lint clean
+.PHONY: train bench test test-oldest test-common lint clean
 
 train: $(INSTALLED)
 	$(BIN)/python examples/run_formal.py --task $(TASK) --seed $(SEED) --output_dir $(OUTPUT) \
 		--hidden_size 64 --max_steps 3000 --test_examples_per_length 32 $(ARGS)
+
+# Speed and memory on this machine's GPU, or its CPU, beside the peers'.
+bench: $(INSTALLED)
+	$(BIN)/python examples/benchmark_speed.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

@@ -207,15 +207,14 @@ class Bench:
             result["error"] = error = self.error(name, work)
             if not error <= TOLERANCE[self.precision]:
                 raise SystemExit(f"{name} differs from eager by {error:.1e} at {work.name}: not timed.")
+        on_gpu = self.device == "cuda"
+        if on_gpu:  # from before the first step, since CUDA graphs keep what they took then
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
         model = self.model(name, work.every)
         step = self.step(name, work, model)
         result["seconds"] = seconds = self.median(step)
-        result["memory"] = None
-        if self.device == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            step()
-            result["memory"] = torch.cuda.max_memory_allocated() - before
+        result["memory"] = torch.cuda.max_memory_allocated() - before if on_gpu else None
         never_seen = self.step(name, work._replace(length=work.length - 3), model)
         result["first_call"] = max(0.0, self.once(never_seen) - seconds)
         return result

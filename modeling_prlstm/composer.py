@@ -9,7 +9,6 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 """
 
 import importlib.util
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from transformers.utils import logging
 
 from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
-from .fused import Arithmetic, Leaves
+from .fused import Arithmetic
 from .fused_cpu import TorchArithmetic
 from .graphs import Graphs
 from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
@@ -72,26 +71,30 @@ class PRLSTMComposer(nn.Module):
         self.config = config
         self.graphs = Graphs()
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True) -> tuple[Any, Tensor]:
+    def forward(
+        self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True, with_leaves: bool = False
+    ) -> tuple[Tensor | None, Tensor]:
         """Compose each row's tokens; every row's tokens stand at its start.
 
         Args:
             inputs: token ids [B, T] of an integer dtype, or embeddings [B, T, E] (one-hot mode: E = vocab_size).
             lengths: tokens in each row [B], int64, from 1 to T. None: all rows have T.
             every_prefix: True runs the scan, False the reduce.
+            with_leaves: also return the leaves.
 
         Returns:
-            The leaves' hidden states [B, T, H], or None by a fused reduce, and the prefixes' hidden states:
+            The leaves' hidden states [B, T, H], or None, and the prefixes' hidden states:
             [B, T, H] by scan (those past a row's length have no meaning), [B, H] of the whole rows by reduce.
         """
         if torch.compiler.is_compiling():
-            return self._trace(inputs, lengths, every_prefix)
-        ids, states = self._leaves_once(inputs)
-        backend = choose_backend(self.config, states[0])
+            traced, hidden = self._trace(inputs, lengths, every_prefix)
+            return traced if with_leaves else None, hidden
+        ids, product = self._products(inputs)
+        backend = choose_backend(self.config, product)
         if backend != "eager":
-            hidden = _look_up(ids, states[:1])[0] if every_prefix else None
-            return hidden, self._compose(backend, Leaves(ids, *states), lengths, every_prefix)
-        leaves = _look_up(ids, states)
+            alone = _look_up(ids, self.cell.leaf(product)[:1])[0] if with_leaves else None
+            return alone, self._compose(backend, ids, product, lengths, every_prefix)
+        leaves = _look_up(ids, self.cell.leaf(product))
         batch, length = inputs.shape[:2]
         if self.training and length == 1:
             # The processes of a run wait for each other's gradients of all weights: merge, though nothing comes of it.
@@ -103,15 +106,17 @@ class PRLSTMComposer(nn.Module):
             states = self._scan(levels)
         else:
             states = self._fold(levels, length) if lengths is None else self._fold_each(levels, lengths)
-        return leaves[0], _crop(states[0], length) if every_prefix else states[0]
+        return leaves[0] if with_leaves else None, _crop(states[0], length) if every_prefix else states[0]
 
-    def _compose(self, backend: str, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Tensor:
+    def _compose(
+        self, backend: str, ids: Tensor | None, product: Tensor, lengths: Tensor | None, every_prefix: bool
+    ) -> Tensor:
         """The prefixes' states by a fused path."""
         layers = (self.merge.binary, *self.merge.refine)
-        weights = tuple(part.to(leaves.hidden.dtype) for layer in layers for part in (layer.weight, layer.bias))
+        weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, layer.bias))
         checkpoint = self.training and self.merge.gradient_checkpointing
         how = Composition(_arithmetic(backend), self.graphs, weights, checkpoint)
-        return compose(how, leaves, lengths, every_prefix)
+        return compose(how, ids, product, lengths, every_prefix)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.
@@ -120,7 +125,8 @@ class PRLSTMComposer(nn.Module):
         that hold padding are never read.
         """
         length = inputs.shape[1]
-        leaves = _look_up(*self._leaves_once(_pad_for_trace(inputs)))
+        ids, product = self._products(_pad_for_trace(inputs))
+        leaves = _look_up(ids, self.cell.leaf(product))
         levels = [leaves]
         for level in range(1, TRACED_LEVELS + 1):
             left, right = (tuple(part[:, side::2] for part in levels[-1]) for side in (0, 1))
@@ -134,16 +140,17 @@ class PRLSTMComposer(nn.Module):
             lengths = inputs.new_full((inputs.shape[0],), length, dtype=torch.int64)
         return _crop(leaves[0], length), self._fold_each(levels, lengths)[0]
 
-    def _leaves_once(self, inputs: Tensor) -> tuple[Tensor | None, State]:
-        """Leaf states of ids [B, T] or embeddings [B, T, E].
+    def _products(self, inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The leaves' products, `W_leaf x + b_leaf`, of ids [B, T] or embeddings [B, T, E].
 
         A leaf depends on its token's id alone: of a small vocabulary, every id's is computed once.
 
         Returns:
-            Either ids [B, T] and the states of all of them [V, H], or None and the states of all tokens [B, T, H].
+            Either ids [B, T] and the products of all of them [V, leaf_width * H], or None and the products of all
+            tokens [B, T, leaf_width * H].
         """
         if inputs.is_floating_point():
-            return None, self.cell.leaf(self.leaf(inputs))
+            return None, self.leaf(inputs)
         vocab_size = self.leaf.in_features if self.embed_tokens is None else self.embed_tokens.num_embeddings
         small = vocab_size <= SMALL_VOCABULARY
         ids = torch.arange(vocab_size, device=inputs.device) if small else inputs
@@ -152,7 +159,7 @@ class PRLSTMComposer(nn.Module):
             product = product.to(_product_dtype(product))
         else:
             product = self.leaf(self.embed_tokens(ids))
-        return inputs if small else None, self.cell.leaf(product)
+        return inputs if small else None, product
 
     def _up_sweep(self, leaves: State) -> list[State]:
         """The states of all complete blocks, by level: [B, T >> k, H] at level k.
@@ -256,7 +263,7 @@ def _arithmetic(backend: str) -> Arithmetic:
 
 
 def _look_up(ids: Tensor | None, states: State) -> State:
-    """The states [B, T, H] of `_leaves_once`'s pair."""
+    """The states [B, T, H] of tokens: of `ids` [B, T] among all ids' [V, H]; None: as they are."""
     return states if ids is None else tuple(F.embedding(ids, part) for part in states)
 
 

@@ -40,6 +40,18 @@ class Arithmetic(Protocol):
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
         """A buffer in `dtype` for the gradients of all `gates`; may be the memory of `gates` itself."""
 
+    def leaf(self, product: Tensor) -> Pair:
+        """The leaf cell: hidden and cell states [..., H] of products [..., 3H], rows i, g, o."""
+
+    def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
+        """The gradient of `leaf`'s `product`, of its results' `gradient`."""
+
+    def place(self, leaves: "Leaves", out: Pair, target: Target) -> None:
+        """Copy the leaves' states to `out`, hidden and cell [slots, H]: position p of row b as merge p of `target`."""
+
+    def gather(self, gradient: Pair, target: Target, leaves: "Leaves") -> Pair:
+        """The gradients of `leaves.hidden` and `leaves.cell`, of the `gradient` of all slots: `place` backwards."""
+
     def forward(
         self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
     ) -> None:
@@ -96,6 +108,12 @@ class Leaves(NamedTuple):
     hidden: Tensor
     cell: Tensor
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        batch, length = (self.hidden if self.ids is None else self.ids).shape[:2]
+        return batch, length
+
 
 class _Kept(NamedTuple):
     """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next."""
@@ -142,7 +160,7 @@ class Tree:
     def forward(self, leaves: Leaves) -> Pair:
         """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]; parts of its buffers."""
         self.operands = [self.arithmetic.operand(weight) for weight, _ in self.cells]
-        self._place(leaves)
+        self.arithmetic.place(leaves, self.states, self.layout.leaves)
         for step in self.layout.levels:
             self._merge(step)
         self._append()
@@ -156,7 +174,8 @@ class Tree:
         self._append_backward()
         for step in reversed(self.layout.levels):
             self._merge_backward(step)
-        gradients = *self._leaves_backward(leaves), *self._weights_backward()
+        of_leaves = self.arithmetic.gather(self.gradients, self.layout.leaves, leaves)
+        gradients = *of_leaves, *self._weights_backward()
         # The gates' values are spent. Were there a second backward, it would compute them again.
         self.keep = False
         self.kept = _Kept([], [])
@@ -250,47 +269,6 @@ class Tree:
         """The slots [count, B, 2, H] of `count` merges, from row `first` on."""
         slots = buffer[2 * first : 2 * (first + count * self.layout.batch)]
         return slots.view(count, self.layout.batch, 2, self.size)
-
-    # Leaves.
-
-    def _place(self, leaves: Leaves) -> None:
-        """Write the leaves' states into their slots."""
-        paired = self._paired_leaves()
-        for into, states in zip(self.states, (leaves.hidden, leaves.cell), strict=True):
-            if leaves.ids is not None:
-                torch.index_select(states, 0, self._in_slots(leaves.ids).flatten(), out=into[: paired.numel()])
-            else:
-                into[: paired.numel()].view(*paired, self.size).copy_(self._in_slots(states))
-            if self.layout.last[0] is not None:
-                self._last(into, 0).copy_(states[:, -1] if leaves.ids is None else states[leaves.ids[:, -1]])
-
-    def _in_slots(self, values: Tensor) -> Tensor:
-        """The leaves that have a pair, of `values` [B, T, ...], in the order of their slots: [T // 2, B, 2, ...]."""
-        pairs = values.shape[1] // 2
-        return values[:, : 2 * pairs].unflatten(1, (pairs, 2)).transpose(0, 1)
-
-    def _paired_leaves(self) -> torch.Size:
-        return torch.Size((self.layout.length // 2, self.layout.batch, 2))
-
-    def _leaves_backward(self, leaves: Leaves) -> tuple[Tensor, Tensor]:
-        hidden, cell = (
-            self._leaf_gradient(gradient, leaves.ids, states)
-            for gradient, states in zip(self.gradients, (leaves.hidden, leaves.cell), strict=True)
-        )
-        return hidden, cell
-
-    def _leaf_gradient(self, gradient: Tensor, ids: Tensor | None, states: Tensor) -> Tensor:
-        paired = self._paired_leaves()
-        of_pairs = gradient[: paired.numel()]
-        has_last = self.layout.last[0] is not None
-        if ids is None:
-            result = torch.empty_like(states, memory_format=torch.contiguous_format)
-            self._in_slots(result).copy_(of_pairs.view(*paired, self.size))
-            if has_last:
-                result[:, -1] = self._last(gradient, 0)
-            return result
-        result = sum_by_id(of_pairs, self._in_slots(ids).flatten(), len(states))
-        return result + sum_by_id(self._last(gradient, 0), ids[:, -1], len(states)) if has_last else result
 
     def _last(self, buffer: Tensor, level: int) -> Tensor:
         """The slots [B, H] of the last node of `level`, which has an odd number of them."""

@@ -6,11 +6,12 @@ Written for the CPU; it runs on every device and in every floating-point dtype.
 import torch
 from torch import Tensor
 
-from .fused import Pair
+from .cells import lstm_leaf
+from .fused import Leaves, Pair, sum_by_id
 from .layout import Target
 
-_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+_sigmoid_backward = torch.ops.aten.sigmoid_backward
+_tanh_backward = torch.ops.aten.tanh_backward
 
 
 class TorchArithmetic:
@@ -30,6 +31,44 @@ class TorchArithmetic:
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Arithmetic`."""
         return gates if gates.dtype == dtype else torch.empty_like(gates, dtype=dtype)
+
+    def leaf(self, product: Tensor) -> Pair:
+        """See `Arithmetic`."""
+        hidden, cell = lstm_leaf(product)
+        return hidden, cell
+
+    def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
+        """See `Arithmetic`."""
+        i, g, o = product.to(gradient[1].dtype).chunk(3, dim=-1)
+        i, g, o = i.sigmoid(), g.tanh(), o.sigmoid()
+        activated = (i * g).tanh_()
+        d_hidden, d_cell = gradient[0].to(o.dtype), gradient[1]
+        d_cell = d_cell + _tanh_backward(d_hidden * o, activated)
+        slopes = torch.empty_like(product, memory_format=torch.contiguous_format)
+        for_i, for_g, for_o = slopes.chunk(3, dim=-1)
+        for_i.copy_(_sigmoid_backward(d_cell * g, i))
+        for_g.copy_(_tanh_backward(d_cell * i, g))
+        for_o.copy_(_sigmoid_backward(d_hidden * activated, o))
+        return slopes
+
+    def place(self, leaves: Leaves, out: Pair, target: Target) -> None:
+        """See `Arithmetic`."""
+        ids = leaves.ids
+        for into, states in zip(out, leaves[1:], strict=True):
+            pairs, last = _leaf_slots(into, target, leaves.shape)
+            if ids is None:
+                pairs.copy_(_in_pairs(states))
+            else:
+                torch.index_select(states, 0, _in_pairs(ids).flatten(), out=pairs.flatten(0, 2))
+            if last is not None:
+                last.copy_(states[:, -1] if ids is None else states[ids[:, -1]])
+
+    def gather(self, gradient: Pair, target: Target, leaves: Leaves) -> Pair:
+        """See `Arithmetic`."""
+        of_hidden, of_cell = (
+            _of_leaves(part, target, leaves, states) for part, states in zip(gradient, leaves[1:], strict=True)
+        )
+        return of_hidden, of_cell
 
     def forward(
         self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -66,21 +105,49 @@ class TorchArithmetic:
         d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
         activated = _cell(i, g, forgets, cell).tanh_()
         product = d_hidden * o
-        d_cell += _tanh_backward(product, activated, grad_input=product)
-        _sigmoid_backward(d_hidden.mul_(activated), o, grad_input=o)
+        d_cell += _tanh_backward.grad_input(product, activated, grad_input=product)
+        _sigmoid_backward.grad_input(d_hidden.mul_(activated), o, grad_input=o)
         for_i = torch.mul(d_cell, g, out=product)
         for_g = torch.mul(d_cell, i, out=activated)
-        _sigmoid_backward(for_i, i, grad_input=i)
-        _tanh_backward(for_g, g, grad_input=g)
+        _sigmoid_backward.grad_input(for_i, i, grad_input=i)
+        _tanh_backward.grad_input(for_g, g, grad_input=g)
         for forget, before, into in zip(forgets, cell.unbind(1), cell_gradient.unbind(1), strict=True):
             if accumulate:
                 into.addcmul_(d_cell, forget)
             else:
                 torch.mul(d_cell, forget, out=into)
-            _sigmoid_backward(torch.mul(d_cell, before, out=product), forget, grad_input=forget)
+            _sigmoid_backward.grad_input(torch.mul(d_cell, before, out=product), forget, grad_input=forget)
         if slopes.dtype != gates.dtype:
             slopes.copy_(gates)
         return gates.sum(0, keepdim=True)
+
+
+def _of_leaves(gradient: Tensor, target: Target, leaves: Leaves, states: Tensor) -> Tensor:
+    """The gradient of the leaves' `states`, of that of all slots."""
+    pairs, last = _leaf_slots(gradient, target, leaves.shape)
+    ids = leaves.ids
+    if ids is None:
+        result = torch.empty_like(states, memory_format=torch.contiguous_format)
+        _in_pairs(result).copy_(pairs)
+        if last is not None:
+            result[:, -1] = last
+        return result
+    result = sum_by_id(pairs.flatten(0, 2), _in_pairs(ids).flatten(), len(states))
+    return result if last is None else result + sum_by_id(last, ids[:, -1], len(states))
+
+
+def _leaf_slots(buffer: Tensor, target: Target, shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """The slots of leaves of `shape` (B, T): of the pairs [T // 2, B, 2, H], of the last [B, H] if T is odd."""
+    batch, length = shape
+    pairs = buffer[target.base : target.base + length // 2 * 2 * batch].view(length // 2, batch, 2, buffer.shape[1])
+    odd = slice(target.odd, target.odd + batch * target.odd_row, target.odd_row)
+    return pairs, buffer[odd] if length % 2 else None
+
+
+def _in_pairs(values: Tensor) -> Tensor:
+    """The leaves that have a pair, of `values` [B, T, ...], in the order of their slots: [T // 2, B, 2, ...]."""
+    pairs = values.shape[1] // 2
+    return values[:, : 2 * pairs].unflatten(1, (pairs, 2)).transpose(0, 1)
 
 
 def _cell(i: Tensor, g: Tensor, forgets: list[Tensor], before: Tensor) -> Tensor:

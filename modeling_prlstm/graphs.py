@@ -7,21 +7,31 @@ copied in, results are copied out, so that nothing of this shows outside.
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .fused import Leaves, Tree
-from .pairs import Pairs
+from .fused import Pair
 
 # Each graph keeps its tree's buffers. The shares of the GPU's memory that one may keep, and all of a model.
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
 # About how many bytes that is for each of a tree's leaves, times H; and without a backward.
 BYTES, FORWARD_BYTES = 100, 25
 
+
+class Differentiated(Protocol):
+    """What becomes a graph: a tree, of the leaves' ids and products."""
+
+    def forward(self, ids: Tensor | None, product: Tensor) -> Pair:
+        """The hidden and cell states of the result."""
+
+    def backward(self, gradient: Pair, product: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of `product` and the weights, of the result's `gradient`."""
+
+
 # Weights in turn, and the rows' lengths, to a tree.
-MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], Tree | Pairs]
+MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], Differentiated]
 
 
 class GraphedTree:
@@ -29,7 +39,7 @@ class GraphedTree:
 
     Args:
         make_tree: makes the tree for weights and lengths.
-        inputs: tensors like those of every call: leaves' hidden and cell states, weights; see `forward`.
+        inputs: tensors like those of every call: the leaves' products, weights; see `forward`.
         ids: of the leaves, or None.
         lengths: of the rows, or None.
         differentiable: whether there will be a backward.
@@ -59,7 +69,7 @@ class GraphedTree:
         self.forward_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, capture_error_mode="thread_local"):
             self.tree = self._make(make_tree)
-            self.hidden, cell = self.tree.forward(self._leaves())
+            self.hidden, cell = self.tree.forward(*self._leaves())
         if differentiable:
             # No one sees the cell states, so that their gradient stays zero.
             self.gradient = self.hidden.new_zeros(self.hidden.shape), cell.new_zeros(cell.shape)
@@ -67,20 +77,20 @@ class GraphedTree:
             with torch.cuda.graph(
                 self.backward_graph, pool=self.forward_graph.pool(), capture_error_mode="thread_local"
             ):
-                gradients = self.tree.backward(self.gradient, self._leaves())
+                gradients = self.tree.backward(self.gradient, self.inputs[0])
                 self.flat = {dtype: torch.cat([gradients[n].flatten() for n in part]) for dtype, part in self.dtypes}
 
     def _run(self, make_tree: MakeTree, differentiable: bool) -> None:
         tree = self._make(make_tree)
-        output = tree.forward(self._leaves())
+        output = tree.forward(*self._leaves())
         if differentiable:
-            tree.backward(output, self._leaves())
+            tree.backward(output, self.inputs[0])
 
-    def _make(self, make_tree: MakeTree) -> Tree | Pairs:
-        return make_tree(tuple(self.inputs[2:]), self.integers[1])
+    def _make(self, make_tree: MakeTree) -> Differentiated:
+        return make_tree(tuple(self.inputs[1:]), self.integers[1])
 
-    def _leaves(self) -> Leaves:
-        return Leaves(self.integers[0], self.inputs[0], self.inputs[1])
+    def _leaves(self) -> tuple[Tensor | None, Tensor]:
+        return self.integers[0], self.inputs[0]
 
     @property
     def busy(self) -> bool:
@@ -95,7 +105,7 @@ class GraphedTree:
         return claim
 
     def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """The hidden states of `Tree.forward`, of leaves `inputs[:2]`, with weights `inputs[2:]`."""
+        """The hidden states of `Tree.forward`, of the leaves' products `inputs[0]`, with weights `inputs[1:]`."""
         for _, part in self.dtypes:  # one launch copies many tensors of one dtype
             torch._foreach_copy_([self.inputs[n] for n in part], [inputs[n].detach() for n in part])
         for own, given in zip(self.integers, (ids, lengths), strict=True):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fused import Pair
+from .fused import Leaves, Pair, sum_by_id
 from .layout import Target
 
 try:
@@ -41,6 +41,10 @@ def why_not(states: Tensor) -> str | None:
     if torch.cuda.get_device_capability(states.device) < (8, 0):
         return "its kernels need a GPU of compute capability 8.0 or more"
     return None
+
+
+# Up to this many ids, the gradients of equal ids are summed by a kernel.
+SUMMED_IDS = 64
 
 
 class _Tile(NamedTuple):
@@ -73,6 +77,42 @@ class TritonArithmetic:
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Arithmetic`."""
         return gates.view(dtype) if gates.dtype.itemsize == dtype.itemsize else torch.empty_like(gates, dtype=dtype)
+
+    def leaf(self, product: Tensor) -> Pair:
+        """See `Arithmetic`."""
+        product = product.contiguous()
+        *shape, width = product.shape
+        hidden = product.new_empty(*shape, width // 3)
+        cell = torch.empty_like(hidden, dtype=torch.float32)
+        grid, sizes = _tiles_of_states(hidden)
+        _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], ROUND=_tf32(), **sizes)
+        return hidden, cell
+
+    def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
+        """See `Arithmetic`."""
+        product = product.contiguous()
+        slopes = torch.empty_like(product)
+        hidden, cell = gradient
+        grid, sizes = _tiles_of_states(hidden)
+        _leaf_backward[grid](product, hidden, cell, slopes, hidden.numel() // hidden.shape[-1], **sizes)
+        return slopes
+
+    def place(self, leaves: Leaves, out: Pair, target: Target) -> None:
+        """See `Arithmetic`."""
+        _move_leaves(leaves.ids, leaves[1:], out, target, leaves.shape, back=False)
+
+    def gather(self, gradient: Pair, target: Target, leaves: Leaves) -> Pair:
+        """See `Arithmetic`."""
+        ids, count = leaves.ids, len(leaves.hidden)
+        if ids is not None and count <= SUMMED_IDS:
+            return _sum_leaves(gradient, target, ids, count)
+        shape = *leaves.shape, leaves.hidden.shape[-1]
+        of_tokens = gradient[0].new_empty(shape), gradient[1].new_empty(shape)
+        _move_leaves(None, of_tokens, gradient, target, leaves.shape, back=True)
+        if ids is None:
+            return of_tokens
+        of_hidden, of_cell = (sum_by_id(part.flatten(0, 1), ids.flatten(), count) for part in of_tokens)
+        return of_hidden, of_cell
 
     def forward(
         self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -167,8 +207,55 @@ def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
     return count // batch // 2 * 2, *target
 
 
+def _tiles_of_states(states: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and sizes of the kernels that do something to each of `states` [..., H]."""
+    size = states.shape[-1]
+    columns = min(128, triton.next_power_of_2(size))
+    rows = triton.cdiv(states.numel() // size, 8)
+    return (rows, triton.cdiv(size, columns)), {"SIZE": size, "ROWS": 8, "COLUMNS": columns}
+
+
+def _move_leaves(
+    ids: Tensor | None, states: Pair, slots: Pair, target: Target, shape: tuple[int, int], back: bool
+) -> None:
+    """Copy the leaves' `states` to their `slots`, or `back`."""
+    batch, length = shape
+    size = states[0].shape[-1]
+    columns = min(128, triton.next_power_of_2(size))
+    grid = triton.cdiv(batch * length, 16), triton.cdiv(size, columns)
+    ids = None if ids is None else ids.contiguous()
+    parts = (part.contiguous() for part in states)
+    where = _in_pairs(target, batch, batch * length)
+    _move[grid](ids, *parts, *slots, batch, length, *where, SIZE=size, BACK=back, ROWS=16, COLUMNS=columns)
+
+
+def _sum_leaves(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair:
+    """The gradients [V, H] of the `count` leaves, summed over the slots of equal `ids` [B, T]."""
+    batch, length = ids.shape
+    size = gradient[0].shape[-1]
+    columns = min(64, max(16, triton.next_power_of_2(size)))
+    parts = min(128, triton.cdiv(batch * length, 32))
+    padded = max(16, triton.next_power_of_2(count))
+    sums = gradient[1].new_empty(parts, 2, count, size)
+    _sum_by_id[(parts, triton.cdiv(size, columns))](
+        ids.contiguous(),
+        *gradient,
+        sums,
+        count,
+        batch,
+        length,
+        *_in_pairs(target, batch, batch * length),
+        SIZE=size,
+        IDS=padded,
+        ROWS=32,
+        COLUMNS=columns,
+    )
+    of_hidden, of_cell = sums.sum(0)
+    return of_hidden, of_cell
+
+
 # Sizes that change with the batch and its length: not worth a compilation each.
-VARYING = ["count", "batch", "paired", "base", "pair", "side", "row", "odd", "odd_row"]
+VARYING = ["count", "batch", "length", "paired", "base", "pair", "side", "row", "odd", "odd_row"]
 
 
 @triton.jit
@@ -198,6 +285,149 @@ def _multiply(x, w, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
         x = x.to(tl.float32)
         w = w.to(tl.float32)
     return tl.dot(x, w, onto, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _leaf(
+    product_ptr,  # [count, 3 * SIZE], rows i, g, o
+    hidden_ptr,  # [count, SIZE]
+    cell_ptr,  # [count, SIZE], float32
+    count,
+    ROUND: tl.constexpr,  # float32 states to what a TF32 product sees of them
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.leaf`."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
+    at = rows[:, None] * (3 * SIZE) + columns[None, :]
+    i = tl.sigmoid(tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32))
+    g = _tanh(tl.load(product_ptr + at + SIZE, mask=inside, other=0.0).to(tl.float32))
+    o = tl.sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+    cell = i * g
+    hidden = o * _tanh(cell)
+    dtype = hidden_ptr.dtype.element_ty
+    if ROUND and dtype == tl.float32:
+        hidden = _round_to_tf32(hidden)
+    at = rows[:, None] * SIZE + columns[None, :]
+    tl.store(cell_ptr + at, cell, mask=inside)
+    tl.store(hidden_ptr + at, hidden.to(dtype), mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _leaf_backward(
+    product_ptr,  # [count, 3 * SIZE]
+    hidden_gradient_ptr,  # [count, SIZE]
+    cell_gradient_ptr,  # [count, SIZE]
+    slopes_ptr,  # [count, 3 * SIZE]
+    count,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.leaf_backward`."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
+    gates_at = rows[:, None] * (3 * SIZE) + columns[None, :]
+    at = rows[:, None] * SIZE + columns[None, :]
+    i = tl.sigmoid(tl.load(product_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
+    g = _tanh(tl.load(product_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32))
+    o = tl.sigmoid(tl.load(product_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+    activated = _tanh(i * g)
+    d_hidden = tl.load(hidden_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    d_cell = tl.load(cell_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    d_cell += d_hidden * o * (1 - activated * activated)
+    dtype = slopes_ptr.dtype.element_ty
+    tl.store(slopes_ptr + gates_at, (d_cell * g * i * (1 - i)).to(dtype), mask=inside)
+    tl.store(slopes_ptr + gates_at + SIZE, (d_cell * i * (1 - g * g)).to(dtype), mask=inside)
+    tl.store(slopes_ptr + gates_at + 2 * SIZE, (d_hidden * activated * o * (1 - o)).to(dtype), mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _move(
+    ids_ptr,  # [batch, length], rows of the leaves; None: these are [batch * length, SIZE]
+    hidden_ptr,  # leaves, [ids, SIZE]
+    cell_ptr,  # like them
+    hidden_slots_ptr,  # [slots, SIZE]
+    cell_slots_ptr,  # like them
+    batch,
+    length,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    SIZE: tl.constexpr,
+    BACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.place`, or BACK from the slots to the leaves."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_rows = rows < batch * length
+    inside = in_rows[:, None] & (columns < SIZE)[None, :]
+    leaf = (rows % batch).to(tl.int64) * length + rows // batch
+    if ids_ptr is not None:
+        leaf = tl.load(ids_ptr + leaf, mask=in_rows, other=0).to(tl.int64)
+    leaf_at = leaf[:, None] * SIZE + columns[None, :]
+    slot_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
+    if BACK:
+        tl.store(hidden_ptr + leaf_at, tl.load(hidden_slots_ptr + slot_at, mask=inside), mask=inside)
+        tl.store(cell_ptr + leaf_at, tl.load(cell_slots_ptr + slot_at, mask=inside), mask=inside)
+    else:
+        tl.store(hidden_slots_ptr + slot_at, tl.load(hidden_ptr + leaf_at, mask=inside), mask=inside)
+        tl.store(cell_slots_ptr + slot_at, tl.load(cell_ptr + leaf_at, mask=inside), mask=inside)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _sum_by_id(
+    ids_ptr,  # [batch, length]
+    hidden_slots_ptr,  # [slots, SIZE]
+    cell_slots_ptr,  # [slots, SIZE], float32
+    sums_ptr,  # [programs, 2, count, SIZE], float32
+    count,
+    batch,
+    length,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    SIZE: tl.constexpr,
+    IDS: tl.constexpr,  # at least count
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The sums of the slots of equal ids, over every ROWS-th part of the leaves that falls to a program."""
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    every = tl.arange(0, IDS)
+    hidden_sum = tl.zeros((IDS, COLUMNS), tl.float32)
+    cell_sum = tl.zeros((IDS, COLUMNS), tl.float32)
+    for start in range(tl.program_id(0) * ROWS, batch * length, tl.num_programs(0) * ROWS):
+        rows = start + tl.arange(0, ROWS)
+        in_rows = rows < batch * length
+        inside = in_rows[:, None] & (columns < SIZE)[None, :]
+        leaf = (rows % batch).to(tl.int64) * length + rows // batch
+        ids = tl.load(ids_ptr + leaf, mask=in_rows, other=-1)
+        at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
+        one_hot = (ids[None, :] == every[:, None]).to(tl.float32)
+        hidden = tl.load(hidden_slots_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        cell = tl.load(cell_slots_ptr + at, mask=inside, other=0.0)
+        hidden_sum = tl.dot(one_hot, hidden, hidden_sum, input_precision="ieee")
+        cell_sum = tl.dot(one_hot, cell, cell_sum, input_precision="ieee")
+    inside = (every < count)[:, None] & (columns < SIZE)[None, :]
+    at = every[:, None] * SIZE + columns[None, :]
+    own = sums_ptr + tl.program_id(0).to(tl.int64) * (2 * count * SIZE)
+    tl.store(own + at, hidden_sum, mask=inside)
+    tl.store(own + count * SIZE + at, cell_sum, mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)

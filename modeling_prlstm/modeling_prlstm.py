@@ -132,7 +132,7 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
         rows = one_sequence_a_row(inputs, attention_mask, **boundaries)
         hidden_wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         every_prefix = hidden_wanted or not pool_only
-        leaves, states = self.composer(rows.inputs, rows.lengths, every_prefix)
+        leaves, states = self.composer(rows.inputs, rows.lengths, every_prefix, with_leaves=hidden_wanted)
         if not every_prefix:
             return BaseModelOutputWithPooling(pooler_output=states)
         last_hidden_state = rows.restore(states)

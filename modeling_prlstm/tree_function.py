@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Tree
+from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Pair, Tree
 from .graphs import GraphedTree, Graphs, MakeTree
 from .layout import Form, make_layout
 from .pairs import Pairs, make_with_pairs, repeated_levels
@@ -33,64 +33,86 @@ class Composition(NamedTuple):
     checkpoint: bool
 
 
-def compose(how: Composition, leaves: Leaves, lengths: Tensor | None, every_prefix: bool) -> Tensor:
+def compose(
+    how: Composition, ids: Tensor | None, product: Tensor, lengths: Tensor | None, every_prefix: bool
+) -> Tensor:
     """The hidden states of prefixes, differentiable once.
 
     Args:
         how: see `Composition`.
-        leaves: the leaves' states.
+        ids: of the tokens [B, T], rows of `product`; None: this has every token.
+        product: the leaves' products [N, 3H] or [B, T, 3H].
         lengths: of the rows [B], int64; None: all rows are as long as the batch.
         every_prefix: all positions' states [B, T, H]; else the last of each row [B, H].
     """
     arithmetic, graphs, weights, checkpoint = how
     form: Form = "every" if every_prefix else "whole" if lengths is None else "each"
-    batch, length = (leaves.hidden if leaves.ids is None else leaves.ids).shape[:2]
-    inputs = leaves.hidden, leaves.cell, *weights
+    batch, length = (product if ids is None else ids).shape[:2]
+    inputs = product, *weights
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    count = len(leaves.hidden)
-    levels = _repeated_levels(form, leaves)
+    levels = 0 if ids is None else _repeated_levels(form, ids, len(product))
 
-    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> Tree | Pairs:
+    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst:
         def make(form: Form, batch: int, length: int) -> Tree:
             layout = make_layout(batch, length, form)
             rows = CHECKPOINT_ROWS if checkpoint else None
             keep = differentiable and not checkpoint
-            return TREES[form](arithmetic, layout, leaves.hidden, weights, lengths, keep, rows)
+            return TREES[form](arithmetic, layout, product[..., ::3], weights, lengths, keep, rows)
 
-        return make_with_pairs(make, form, batch, length, count, levels)
+        return LeavesFirst(arithmetic, make_with_pairs(make, form, batch, length, len(product), levels))
 
-    with torch.autocast(leaves.hidden.device.type, enabled=False):
+    with torch.autocast(product.device.type, enabled=False):
         graph = None
-        if not checkpoint and _can_capture(leaves, differentiable):
+        if not checkpoint and _can_capture(ids, product, differentiable):
             size = batch * length if every_prefix else batch * (length >> levels)
-            graph = graphs.get(form, make_tree, inputs, leaves.ids, lengths, differentiable, size)
+            graph = graphs.get(form, make_tree, inputs, ids, lengths, differentiable, size)
         if differentiable:
-            return _Compose.apply(make_tree, graph, leaves.ids, lengths, *inputs)
+            return _Compose.apply(make_tree, graph, ids, lengths, *inputs)
         if graph is not None:
-            return graph.forward(inputs, leaves.ids, lengths)
-        return _hidden(make_tree(weights, lengths), leaves)
+            return graph.forward(inputs, ids, lengths)
+        return _hidden(make_tree(weights, lengths), ids, product)
 
 
-def _repeated_levels(form: Form, leaves: Leaves) -> int:
+class LeavesFirst:
+    """The leaf cells, then a tree of their states.
+
+    Args:
+        arithmetic: of the device.
+        tree: of the states.
+    """
+
+    def __init__(self, arithmetic: Arithmetic, tree: Tree | Pairs):
+        self.arithmetic, self.tree = arithmetic, tree
+
+    def forward(self, ids: Tensor | None, product: Tensor) -> Pair:
+        """See `Tree.forward`; of `compose`'s `ids` and `product`."""
+        self.leaves = Leaves(ids, *self.arithmetic.leaf(product))
+        return self.tree.forward(self.leaves)
+
+    def backward(self, gradient: Pair, product: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of `product` and the weights, of the result's `gradient`."""
+        hidden, cell, *of_weights = self.tree.backward(gradient, self.leaves)
+        return self.arithmetic.leaf_backward(product, (hidden, cell)), *of_weights
+
+
+def _repeated_levels(form: Form, ids: Tensor, count: int) -> int:
     """How many levels to do by way of pairs of ids."""
-    if leaves.ids is None:
+    batch, length = ids.shape
+    if ids.is_cuda and batch * length <= LAUNCH_BOUND:
         return 0
-    batch, length = leaves.ids.shape
-    if leaves.ids.is_cuda and batch * length <= LAUNCH_BOUND:
-        return 0
-    return repeated_levels(form, batch, length, len(leaves.hidden))
+    return repeated_levels(form, batch, length, count)
 
 
-def _can_capture(leaves: Leaves, differentiable: bool) -> bool:
-    """Whether the work on `leaves` can become a graph: not inside another, nor where it waits for the GPU."""
-    if not leaves.hidden.is_cuda or torch.cuda.is_current_stream_capturing():
+def _can_capture(ids: Tensor | None, product: Tensor, differentiable: bool) -> bool:
+    """Whether the work can become a graph: not inside another, nor where it waits for the GPU."""
+    if not product.is_cuda or torch.cuda.is_current_stream_capturing():
         return False
-    return leaves.ids is None or not differentiable or len(leaves.hidden) <= ONE_HOT_IDS["cuda"]
+    return ids is None or not differentiable or len(product) <= ONE_HOT_IDS["cuda"]
 
 
-def _hidden(tree: Tree | Pairs, leaves: Leaves) -> Tensor:
+def _hidden(tree: LeavesFirst, ids: Tensor | None, product: Tensor) -> Tensor:
     """The hidden states of the tree's forward, apart from its buffers."""
-    return tree.forward(leaves)[0].clone(memory_format=torch.contiguous_format)
+    return tree.forward(ids, product)[0].clone(memory_format=torch.contiguous_format)
 
 
 class _Compose(torch.autograd.Function):
@@ -111,21 +133,20 @@ class _Compose(torch.autograd.Function):
         if graph is not None:
             ctx.claim = graph.claim()
             return graph.forward(inputs, ids, lengths)
-        ctx.tree = make_tree(inputs[2:], lengths)
-        return _hidden(ctx.tree, Leaves(ids, *inputs[:2]))
+        ctx.tree = make_tree(inputs[1:], lengths)
+        return _hidden(ctx.tree, ids, inputs[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors  # raises if an input was changed since
-        leaves = Leaves(ctx.ids, *inputs[:2])
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        product, *weights = ctx.saved_tensors  # raises if an input was changed since
+        with torch.autocast(product.device.type, enabled=False):
             if ctx.claim is not None and ctx.claim.graph is not None:
                 gradients = ctx.claim.backward(gradient)
             else:
                 if ctx.tree is None:  # a second backward: the graph may be at another batch by now
-                    ctx.tree = ctx.make_tree(inputs[2:], ctx.lengths)
-                    ctx.tree.forward(leaves)
-                no_cell = inputs[1].new_zeros(gradient.shape)
-                gradients = ctx.tree.backward((gradient, no_cell), leaves)
+                    ctx.tree = ctx.make_tree(tuple(weights), ctx.lengths)
+                    ctx.tree.forward(ctx.ids, product)
+                no_cell = gradient.new_zeros(gradient.shape, dtype=torch.promote_types(gradient.dtype, torch.float32))
+                gradients = ctx.tree.backward((gradient, no_cell), product)
         return None, None, None, None, *gradients

@@ -18,6 +18,7 @@ from .modeling_prlstm import (
     PRLSTMModel,
     PRLSTMPreTrainedModel,
 )
+from .training_step import TrainingStep
 
 AutoConfig.register(PRLSTMConfig.model_type, PRLSTMConfig)
 PRLSTMConfig.register_for_auto_class()
@@ -35,4 +36,5 @@ __all__ = [
     "PRLSTMForTokenClassification",
     "PRLSTMModel",
     "PRLSTMPreTrainedModel",
+    "TrainingStep",
 ]

@@ -153,11 +153,12 @@ class PRLSTMComposer(nn.Module):
             return None, self.leaf(inputs)
         vocab_size = self.leaf.in_features if self.embed_tokens is None else self.embed_tokens.num_embeddings
         small = vocab_size <= SMALL_VOCABULARY
-        ids = torch.arange(vocab_size, device=inputs.device) if small else inputs
         if self.embed_tokens is None:  # W_leaf times a one-hot vector is a column of W_leaf
-            product = F.embedding(ids, self.leaf.weight.t()) + self.leaf.bias
+            columns = self.leaf.weight.t()
+            product = (columns if small else F.embedding(inputs, columns)) + self.leaf.bias
             product = product.to(_product_dtype(product))
         else:
+            ids = torch.arange(vocab_size, device=inputs.device) if small else inputs
             product = self.leaf(self.embed_tokens(ids))
         return inputs if small else None, product
 

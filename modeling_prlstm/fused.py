@@ -67,6 +67,9 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
         """
 
+    def sums(self, count: int) -> int:
+        """How many sums `backward` makes of `count` rows."""
+
     def backward(
         self,
         gradient: Pair,
@@ -74,11 +77,13 @@ class Arithmetic(Protocol):
         batch: int,
         gates: Tensor,
         cell: Tensor,
+        weight: Tensor,
         slopes: Tensor,
-        cell_gradient: Tensor,
+        sums: Tensor,
+        into: Pair,
         accumulate: bool,
-    ) -> Tensor:
-        """Differentiate a cell, up to the product.
+    ) -> None:
+        """Differentiate a cell.
 
         Args:
             gradient: of the results, [slots, H] each, at the places of `target`.
@@ -86,12 +91,11 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
             gates: their values [n, (3 + F) * H].
             cell: before the cell [n, F, H].
+            weight: `operand` of [(3 + F) * H, F * H].
             slopes: takes the gradient of the gates' sums [n, (3 + F) * H].
-            cell_gradient: takes the gradient of `cell`, like it.
-            accumulate: whether to add it to what is there.
-
-        Returns:
-            Sums of `slopes` over some of its rows each, [any, (3 + F) * H]: their sum is the bias's gradient.
+            sums: takes sums of `slopes` over some of its rows each, [`sums`(n), (3 + F) * H].
+            into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H].
+            accumulate: whether to add them to what is there.
         """
 
 
@@ -234,31 +238,27 @@ class Tree:
         rows = slice(first, first + count)
         gradient, target = self.gradients, part.target
         for number in reversed(range(len(self.cells))):
-            weight, _ = self.cells[number]
             gates = kept.gates[number]
             assert gates is not None
             slopes = self.slopes[number][rows]
+            sums = self.bias_sums[number].narrow(0, self.summed[number], self.arithmetic.sums(count))
+            self.summed[number] += len(sums)
             into: Pair
             if number:
                 hidden, cell = (part[rows] for part in kept.between[number - 1])
                 cell = cell[:, None]
                 between = self.between_gradients[(number - 1) % 2]
-                into = between[0][:count], between[1][:count]
-                into_cell = into[1][:, None]
+                into = between[0][:count], between[1][:count, None]
             else:
                 hidden, cell = self._inputs(self.states, part.first, count)
                 into = self._inputs(self.gradients, part.first, count)
-                into_cell = into[1]
             adds = self.shares_states and not number
-            sums = self.arithmetic.backward(gradient, target, batch, gates[rows], cell, slopes, into_cell, adds)
-            self.bias_sums[number].append(sums)
-            if adds:
-                into[0].addmm_(slopes, weight)
-            else:
-                torch.mm(slopes, weight, out=into[0])
+            self.arithmetic.backward(
+                gradient, target, batch, gates[rows], cell, self.operands[number], slopes, sums, into, adds
+            )
             if not self.keep:
                 self.weight_gradients[number] += slopes.t() @ hidden
-            gradient, target = into, Target.evenly(0, batch, part.merges)
+            gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
 
     def _inputs(self, buffers: Pair, first: int, count: int) -> Pair:
         """What `count` rows merge, from row `first` on: hidden [count, 2H] and cell [count, 2, H]."""
@@ -304,7 +304,10 @@ class Tree:
             self.weight_gradients = [torch.zeros_like(weight) for weight, _ in self.cells]
         gates = self.kept.gates if self.keep else self.again.gates
         self.slopes = [self.arithmetic.slopes(values, self.like.dtype) for values in gates if values is not None]
-        self.bias_sums: list[list[Tensor]] = [[] for _ in self.cells]
+        parts = [part for parts in self.parts.values() for part in parts]
+        count = sum(self.arithmetic.sums(part.merges * layout.batch) for part in parts)
+        self.bias_sums = [self.like.new_empty(count, len(weight), dtype=self.wide) for weight, _ in self.cells]
+        self.summed = [0] * len(self.cells)  # how many of them there are by now
 
     def _weights_backward(self) -> list[Tensor]:
         if self.keep:
@@ -315,7 +318,7 @@ class Tree:
             weights = self.weight_gradients
         gradients = []
         for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
-            gradients += [weight, torch.cat(sums).sum(0).to(bias.dtype) if sums else torch.zeros_like(bias)]
+            gradients += [weight, sums.sum(0).to(bias.dtype)]
         return gradients
 
 

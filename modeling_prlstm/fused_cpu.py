@@ -89,6 +89,10 @@ class TorchArithmetic:
         _write(out[1], target, batch, after)
         _write(out[0], target, batch, after.tanh_().mul_(o))
 
+    def sums(self, count: int) -> int:
+        """See `Arithmetic`."""
+        return 1
+
     def backward(
         self,
         gradient: Pair,
@@ -96,10 +100,12 @@ class TorchArithmetic:
         batch: int,
         gates: Tensor,
         cell: Tensor,
+        weight: Tensor,
         slopes: Tensor,
-        cell_gradient: Tensor,
+        sums: Tensor,
+        into: Pair,
         accumulate: bool,
-    ) -> Tensor:
+    ) -> None:
         """See `Arithmetic`."""
         i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
         d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
@@ -111,15 +117,19 @@ class TorchArithmetic:
         for_g = torch.mul(d_cell, i, out=activated)
         _sigmoid_backward.grad_input(for_i, i, grad_input=i)
         _tanh_backward.grad_input(for_g, g, grad_input=g)
-        for forget, before, into in zip(forgets, cell.unbind(1), cell_gradient.unbind(1), strict=True):
+        for forget, before, d_before in zip(forgets, cell.unbind(1), into[1].unbind(1), strict=True):
             if accumulate:
-                into.addcmul_(d_cell, forget)
+                d_before.addcmul_(d_cell, forget)
             else:
-                torch.mul(d_cell, forget, out=into)
+                torch.mul(d_cell, forget, out=d_before)
             _sigmoid_backward.grad_input(torch.mul(d_cell, before, out=product), forget, grad_input=forget)
         if slopes.dtype != gates.dtype:
             slopes.copy_(gates)
-        return gates.sum(0, keepdim=True)
+        torch.sum(gates, 0, keepdim=True, out=sums)
+        if accumulate:
+            into[0].addmm_(slopes, weight)
+        else:
+            torch.mm(slopes, weight, out=into[0])
 
 
 def _of_leaves(gradient: Tensor, target: Target, leaves: Leaves, states: Tensor) -> Tensor:

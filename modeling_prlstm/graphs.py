@@ -6,7 +6,9 @@ copied in, results are copied out, so that nothing of this shows outside.
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +20,24 @@ from .fused import Pair
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
 # About how many bytes that is for each of a tree's leaves, times H; and without a backward.
 BYTES, FORWARD_BYTES = 100, 25
+
+
+_paused = ContextVar("_paused", default=False)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Make and use no graphs, where a larger one is made of all of it."""
+    token = _paused.set(True)
+    try:
+        yield
+    finally:
+        _paused.reset(token)
+
+
+def can_capture() -> bool:
+    """Whether work on this stream can become a graph: not inside another."""
+    return not (_paused.get() or torch.cuda.is_current_stream_capturing())
 
 
 class Differentiated(Protocol):
@@ -166,20 +186,17 @@ class Graphs:
 
         None while an earlier batch of their shape holds them, and where they would take too much memory.
         """
-        size = leaves * inputs[0].shape[-1] * (BYTES if differentiable else FORWARD_BYTES)
-        if size > SHARE * _memory(inputs[0]):
-            return None
         tensors = (*inputs, ids, lengths)
         shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         key = key, differentiable, torch.backends.cuda.matmul.fp32_precision, shapes
-        tree = self.trees.pop(key, None)
+        tree = self.trees.get(key)
         if tree is None:
-            tree = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)
-        self.trees[key] = tree
-        while sum(tree.size for tree in self.trees.values()) > TOTAL_SHARE * _memory(inputs[0]):
-            self.trees.popitem(last=False)
+            size = leaves * inputs[0].shape[-1] * (BYTES if differentiable else FORWARD_BYTES)
+            memory = torch.cuda.get_device_properties(inputs[0].device).total_memory
+            if size > SHARE * memory:
+                return None
+            while size + sum(tree.size for tree in self.trees.values()) > TOTAL_SHARE * memory:
+                self.trees.popitem(last=False)
+            tree = self.trees[key] = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)
+        self.trees.move_to_end(key)
         return None if tree.busy else tree
-
-
-def _memory(tensor: Tensor) -> int:
-    return torch.cuda.get_device_properties(tensor.device).total_memory

@@ -85,7 +85,7 @@ class TritonArithmetic:
         hidden = product.new_empty(*shape, width // 3)
         cell = torch.empty_like(hidden, dtype=torch.float32)
         grid, sizes = _tiles_of_states(hidden)
-        _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], ROUND=_tf32(), **sizes)
+        _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], PRECISION=_precision(), **sizes)
         return hidden, cell
 
     def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
@@ -136,7 +136,7 @@ class TritonArithmetic:
             STATES=states,
             KEEP=gates is not None,
             WHOLE=size % tile.columns == 0 and size % tile.depth == 0,
-            PRECISION="tf32" if _tf32() else "ieee",
+            PRECISION=_precision(),
             WIDEN=INTERPRETED and hidden.dtype == torch.bfloat16,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
@@ -145,6 +145,10 @@ class TritonArithmetic:
             num_stages=tile.stages,
         )
 
+    def sums(self, count: int) -> int:
+        """See `Arithmetic`."""
+        return triton.cdiv(count, _backward_rows(count))
+
     def backward(
         self,
         gradient: Pair,
@@ -152,26 +156,19 @@ class TritonArithmetic:
         batch: int,
         gates: Tensor,
         cell: Tensor,
+        weight: Tensor,
         slopes: Tensor,
-        cell_gradient: Tensor,
+        sums: Tensor,
+        into: Pair,
         accumulate: bool,
-    ) -> Tensor:
+    ) -> None:
         """See `Arithmetic`."""
         count, states, size = cell.shape
-        rows = 32 if count >= 8192 else 8
+        rows = _backward_rows(count)
         columns = min(64, triton.next_power_of_2(size))
-        tiles = triton.cdiv(count, rows)
-        sums = cell.new_empty(tiles, gates.shape[1])
-        _backward[(tiles, triton.cdiv(size, columns))](
-            *gradient,
-            gates,
-            cell,
-            slopes,
-            cell_gradient,
-            sums,
-            count,
-            batch,
-            *_in_pairs(target, batch, count),
+        places = count, batch, *_in_pairs(target, batch, count)
+        _backward[(len(sums), triton.cdiv(size, columns))](
+            *(*gradient, gates, cell, slopes, into[1], sums, *places),
             SIZE=size,
             STATES=states,
             ADD=accumulate,
@@ -179,11 +176,19 @@ class TritonArithmetic:
             COLUMNS=columns,
             num_warps=4,
         )
-        return sums
+        if accumulate:
+            into[0].addmm_(slopes, weight)
+        else:
+            torch.mm(slopes, weight, out=into[0])
 
 
 def _tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _precision() -> str:
+    """Of float32 products, as `tl.dot` calls it."""
+    return "tf32" if _tf32() else "ieee"
 
 
 def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:
@@ -200,6 +205,11 @@ def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:
     if count >= 384:
         return _Tile(64, 16, depth, 4, 3)
     return _Tile(16, 32, 64, 4, 3)
+
+
+def _backward_rows(count: int) -> int:
+    """How many rows a program of the backward kernels takes."""
+    return 32 if count >= 8192 else 8
 
 
 def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
@@ -226,7 +236,13 @@ def _move_leaves(
     ids = None if ids is None else ids.contiguous()
     parts = (part.contiguous() for part in states)
     where = _in_pairs(target, batch, batch * length)
-    _move[grid](ids, *parts, *slots, batch, length, *where, SIZE=size, BACK=back, ROWS=16, COLUMNS=columns)
+    _move[grid](
+        *(ids, *parts, *slots, states[0].numel() // size, batch, length, *where),
+        SIZE=size,
+        BACK=back,
+        ROWS=16,
+        COLUMNS=columns,
+    )
 
 
 def _sum_leaves(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair:
@@ -280,6 +296,14 @@ def _round_to_tf32(x):
 
 
 @triton.jit
+def _operand(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """`x` as a product in `dtype` takes it."""
+    if PRECISION == "tf32" and dtype == tl.float32:
+        return _round_to_tf32(x)
+    return x.to(dtype)
+
+
+@triton.jit
 def _multiply(x, w, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     if WIDEN:
         x = x.to(tl.float32)
@@ -293,7 +317,7 @@ def _leaf(
     hidden_ptr,  # [count, SIZE]
     cell_ptr,  # [count, SIZE], float32
     count,
-    ROUND: tl.constexpr,  # float32 states to what a TF32 product sees of them
+    PRECISION: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -308,12 +332,9 @@ def _leaf(
     o = tl.sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
     cell = i * g
     hidden = o * _tanh(cell)
-    dtype = hidden_ptr.dtype.element_ty
-    if ROUND and dtype == tl.float32:
-        hidden = _round_to_tf32(hidden)
     at = rows[:, None] * SIZE + columns[None, :]
     tl.store(cell_ptr + at, cell, mask=inside)
-    tl.store(hidden_ptr + at, hidden.to(dtype), mask=inside)
+    tl.store(hidden_ptr + at, _operand(hidden, hidden_ptr.dtype.element_ty, PRECISION), mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -349,10 +370,11 @@ def _leaf_backward(
 @triton.jit(do_not_specialize=VARYING)
 def _move(
     ids_ptr,  # [batch, length], rows of the leaves; None: these are [batch * length, SIZE]
-    hidden_ptr,  # leaves, [ids, SIZE]
+    hidden_ptr,  # leaves, [count, SIZE]
     cell_ptr,  # like them
     hidden_slots_ptr,  # [slots, SIZE]
     cell_slots_ptr,  # like them
+    count,
     batch,
     length,
     paired,
@@ -367,22 +389,26 @@ def _move(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """`fused.Arithmetic.place`, or BACK from the slots to the leaves."""
+    """`fused.Arithmetic.place`, or BACK from the slots to the leaves. An id that there is none of gives NaN."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_rows = rows < batch * length
-    inside = in_rows[:, None] & (columns < SIZE)[None, :]
+    known = in_rows
     leaf = (rows % batch).to(tl.int64) * length + rows // batch
     if ids_ptr is not None:
         leaf = tl.load(ids_ptr + leaf, mask=in_rows, other=0).to(tl.int64)
+        known = in_rows & (leaf >= 0) & (leaf < count)
+    inside = in_rows[:, None] & (columns < SIZE)[None, :]
+    known = known[:, None] & inside
     leaf_at = leaf[:, None] * SIZE + columns[None, :]
     slot_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
     if BACK:
         tl.store(hidden_ptr + leaf_at, tl.load(hidden_slots_ptr + slot_at, mask=inside), mask=inside)
         tl.store(cell_ptr + leaf_at, tl.load(cell_slots_ptr + slot_at, mask=inside), mask=inside)
     else:
-        tl.store(hidden_slots_ptr + slot_at, tl.load(hidden_ptr + leaf_at, mask=inside), mask=inside)
-        tl.store(cell_slots_ptr + slot_at, tl.load(cell_ptr + leaf_at, mask=inside), mask=inside)
+        nan: tl.constexpr = float("nan")
+        tl.store(hidden_slots_ptr + slot_at, tl.load(hidden_ptr + leaf_at, mask=known, other=nan), mask=inside)
+        tl.store(cell_slots_ptr + slot_at, tl.load(cell_ptr + leaf_at, mask=known, other=nan), mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -525,9 +551,8 @@ def _forward(
     out_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
     tl.store(cell_out_ptr + out_at, cell, mask=inside)
     hidden = o * _tanh(cell)
-    if PRECISION == "tf32" and hidden_out_ptr.dtype.element_ty == tl.float32:
-        hidden = _round_to_tf32(hidden)  # as what the next product sees of it
-    tl.store(hidden_out_ptr + out_at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=inside)
+    hidden = _operand(hidden, hidden_out_ptr.dtype.element_ty, PRECISION)  # as what the next product sees of it
+    tl.store(hidden_out_ptr + out_at, hidden, mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -19,7 +19,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .composer import PRLSTMBinary, PRLSTMComposer
 from .configuration_prlstm import PRLSTMConfig
-from .padding import one_sequence_a_row
+from .padding import can_look_at, one_sequence_a_row
 
 
 class PRLSTMPreTrainedModel(PreTrainedModel):
@@ -331,7 +331,10 @@ def _checked_inputs(
 
 
 def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> None:
-    if torch.compiler.is_compiling():  # a traced graph cannot raise
+    if not can_look_at(input_ids):
+        return
+    low, high = torch.stack(input_ids.aminmax()).tolist()
+    if low >= 0 and high < vocab_size:
         return
     outside = _at_tokens((input_ids < 0) | (input_ids >= vocab_size), attention_mask)
     if outside.any():
@@ -344,7 +347,7 @@ def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: i
 
 
 def _check_finite(inputs_embeds: Tensor, attention_mask: Tensor | None) -> None:
-    if torch.compiler.is_compiling():
+    if not can_look_at(inputs_embeds):
         return
     wrong = _at_tokens(~inputs_embeds.isfinite().all(dim=-1), attention_mask)
     if wrong.any():
@@ -369,7 +372,7 @@ def _check_classes(labels: Tensor, logits: Tensor) -> None:
             f"`labels` must be integer classes of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}. "
             "For classification of whole rows, `problem_type` in the config sets the kind of target."
         )
-    if torch.compiler.is_compiling():
+    if not can_look_at(labels):
         return
     outside = ((labels < 0) | (labels >= count)) & (labels != -100)
     if outside.any():

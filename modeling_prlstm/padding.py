@@ -45,6 +45,11 @@ class Rows(NamedTuple):
         return states.gather(1, (self.lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether values may decide what is done: not in a graph that is traced, nor in a CUDA graph being captured."""
+    return not (torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
+
+
 def one_sequence_a_row(
     inputs: Tensor,
     attention_mask: Tensor | None = None,
@@ -84,7 +89,7 @@ def _compact(inputs: Tensor, is_token: Tensor) -> Rows:
     shape = (inputs.shape[0], inputs.shape[1])
     lengths = is_token.sum(dim=1)
     longest = shape[1]
-    if not torch.compiler.is_compiling():  # a traced graph cannot look at the lengths
+    if can_look_at(lengths):
         shortest, longest = torch.stack((lengths.min(), lengths.max())).tolist()
         if shortest == shape[1]:
             return Rows(inputs, None, None, shape)
@@ -97,10 +102,10 @@ def _compact(inputs: Tensor, is_token: Tensor) -> Rows:
 
 def _unpack(inputs: Tensor, is_token: Tensor, begins: Tensor) -> Rows:
     """Give each packed sequence a row: it goes from a position that `begins` [B, T] marks to the next one."""
-    if torch.compiler.is_compiling():
+    if not can_look_at(begins):
         raise ValueError(
-            "`position_ids`, `seq_idx` and `cu_seq_lens_q` cannot be compiled or exported: the number of packed "
-            "sequences is known only from their values. Give one sequence a row, with an `attention_mask`."
+            "`position_ids`, `seq_idx` and `cu_seq_lens_q` cannot be compiled, exported or captured: the number of "
+            "packed sequences is known only from their values. Give one sequence a row, with an `attention_mask`."
         )
     shape = (inputs.shape[0], inputs.shape[1])
     inputs, is_token, begins = inputs.flatten(0, 1), is_token.flatten(), begins.flatten()
@@ -129,7 +134,7 @@ def _checked_mask(attention_mask: Tensor, shape: tuple[int, int]) -> Tensor:
             f"got {tuple(attention_mask.shape)}."
         )
     is_token = attention_mask != 0
-    if torch.compiler.is_compiling():  # a traced graph cannot raise
+    if not can_look_at(is_token):
         return is_token
     if (is_token & (attention_mask != 1)).any():
         raise ValueError(

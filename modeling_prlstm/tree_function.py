@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Pair, Tree
-from .graphs import GraphedTree, Graphs, MakeTree
+from .graphs import GraphedTree, Graphs, MakeTree, can_capture
 from .layout import Form, make_layout
 from .pairs import Pairs, make_with_pairs, repeated_levels
 
@@ -104,8 +104,8 @@ def _repeated_levels(form: Form, ids: Tensor, count: int) -> int:
 
 
 def _can_capture(ids: Tensor | None, product: Tensor, differentiable: bool) -> bool:
-    """Whether the work can become a graph: not inside another, nor where it waits for the GPU."""
-    if not product.is_cuda or torch.cuda.is_current_stream_capturing():
+    """Whether the work can become a graph, which it cannot where it waits for the GPU."""
+    if not product.is_cuda or not can_capture():
         return False
     return ids is None or not differentiable or len(product) <= ONE_HOT_IDS["cuda"]
 

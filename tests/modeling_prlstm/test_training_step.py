@@ -1,0 +1,86 @@
+"""TrainingStep is the plain loop's step: on a CPU as it is, on a GPU as a graph."""
+
+import copy
+
+import pytest
+import torch
+
+from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, TrainingStep
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+
+
+def model_on(device):
+    torch.manual_seed(0)
+    config = PRLSTMConfig(vocab_size=5, hidden_size=16, num_labels=2)
+    return PRLSTMForSequenceClassification(config).to(device).train()
+
+
+def batches_on(device, lengths=(9, 12, 9, 12, 9), **more):
+    for seed, length in enumerate(lengths):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(5, (6, length), generator=generator)
+        batch = {"input_ids": ids, "labels": ids.sum(1) % 2}
+        if more.get("masked"):
+            real = torch.randint(1, length + 1, (6, 1), generator=generator)
+            batch["attention_mask"] = (torch.arange(length) < real).long()
+        yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def adam(model, **options):
+    return torch.optim.Adam(model.parameters(), lr=1e-2, **options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_same_as_a_loop(device, masked):
+    plain = model_on(device)
+    captured = copy.deepcopy(plain)
+    optimizer = adam(plain)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    losses = []
+    for batch in batches_on(device, masked=masked):
+        optimizer.zero_grad()
+        loss = plain(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.detach())
+    optimizer = adam(captured, capturable=device == "cuda")
+    step = TrainingStep(captured, optimizer, max_grad_norm=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for batch, expected in zip(batches_on(device, masked=masked), losses, strict=True):
+        loss = step(**batch)
+        scheduler.step()
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+        assert not loss.requires_grad
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(captured.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
+
+
+@needs_gpu
+def test_one_graph_a_shape():
+    model = model_on("cuda")
+    step = TrainingStep(model, adam(model, capturable=True))
+    for batch in batches_on("cuda"):
+        step(**batch)
+    assert len(step.graphs) == 2
+
+
+@needs_gpu
+def test_ids_out_of_range_do_not_pass_unseen():
+    model = model_on("cuda")
+    step = TrainingStep(model, adam(model, capturable=True))
+    batch = next(batches_on("cuda"))
+    step(**batch)
+    batch["input_ids"][1, 2] = 5
+    assert step(**batch).isnan()
+
+
+@needs_gpu
+def test_an_optimizer_that_cannot_be_captured_is_refused():
+    model = model_on("cuda")
+    with pytest.raises(ValueError, match="`optimizer` must be made with `capturable=True`"):
+        TrainingStep(model, adam(model))

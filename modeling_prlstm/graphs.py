@@ -92,7 +92,7 @@ class GraphedTree:
             self.hidden, cell = self.tree.forward(*self._leaves())
         if differentiable:
             # No one sees the cell states, so that their gradient stays zero.
-            self.gradient = self.hidden.new_zeros(self.hidden.shape), cell.new_zeros(cell.shape)
+            self.gradient = self.hidden.new_zeros(self.hidden.shape), cell.new_zeros(()).expand_as(cell)
             self.backward_graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(
                 self.backward_graph, pool=self.forward_graph.pool(), capture_error_mode="thread_local"

@@ -1,5 +1,6 @@
 """The whole tree as one differentiable function: autograd sees a single node in place of tens for every merge."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,9 @@ from .graphs import GraphedTree, Graphs, MakeTree, can_capture
 from .layout import Form, make_layout
 from .pairs import Pairs, make_with_pairs, repeated_levels
 
-# Under activation checkpointing the gates of this many merges exist at a time.
-CHECKPOINT_ROWS = 8192
+# Under activation checkpointing the trees of rows with about this many tokens exist at a time; of a longer row, the
+# gates of this many merges.
+CHECKPOINT_TOKENS = 8192
 # On a GPU, the levels of batches of up to this many tokens take as long with fewer rows: no pairs are looked up.
 LAUNCH_BOUND = 8192
 
@@ -50,22 +52,30 @@ def compose(
     batch, length = (product if ids is None else ids).shape[:2]
     inputs = product, *weights
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    levels = 0 if ids is None else _repeated_levels(form, ids, len(product))
+    rows = max(1, CHECKPOINT_TOKENS // length) if checkpoint else batch
 
-    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst:
-        def make(form: Form, batch: int, length: int) -> Tree:
-            layout = make_layout(batch, length, form)
-            rows = CHECKPOINT_ROWS if checkpoint else None
-            keep = differentiable and not checkpoint
-            return TREES[form](arithmetic, layout, product[..., ::3], weights, lengths, keep, rows)
+    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
+        def make_rows(part: slice, keep: bool) -> LeavesFirst:
+            def make(form: Form, batch: int, length: int) -> Tree:
+                layout = make_layout(batch, length, form)
+                own = None if lengths is None else lengths[part]
+                at_once = CHECKPOINT_TOKENS if checkpoint else None
+                return TREES[form](arithmetic, layout, product[..., ::3], weights, own, keep, at_once)
 
-        return LeavesFirst(arithmetic, make_with_pairs(make, form, batch, length, len(product), levels))
+            count = len(range(batch)[part])
+            levels = 0 if ids is None else _repeated_levels(form, ids[part], len(product))
+            return LeavesFirst(arithmetic, make_with_pairs(make, form, count, length, len(product), levels))
+
+        if rows >= batch and not checkpoint:
+            return make_rows(slice(batch), differentiable)
+        return InTurn(make_rows, [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)], length)
 
     with torch.autocast(product.device.type, enabled=False):
         graph = None
-        if not checkpoint and _can_capture(ids, product, differentiable):
-            size = batch * length if every_prefix else batch * (length >> levels)
-            graph = graphs.get(form, make_tree, inputs, ids, lengths, differentiable, size)
+        if _can_capture(ids, product, differentiable):
+            levels = 0 if every_prefix or ids is None else _repeated_levels(form, ids, len(product))
+            leaves = min(rows, batch) * (length >> levels)
+            graph = graphs.get((form, checkpoint), make_tree, inputs, ids, lengths, differentiable, leaves)
         if differentiable:
             return _Compose.apply(make_tree, graph, ids, lengths, *inputs)
         if graph is not None:
@@ -95,6 +105,53 @@ class LeavesFirst:
         return self.arithmetic.leaf_backward(product, (hidden, cell)), *of_weights
 
 
+class InTurn:
+    """The trees of a few of the batch's rows at a time, which are made again for the backward.
+
+    Args:
+        make: makes the tree of some rows; whether it keeps what its backward reads.
+        parts: the rows that exist at a time.
+        length: tokens of the longest row.
+    """
+
+    def __init__(self, make: Callable[[slice, bool], LeavesFirst], parts: list[slice], length: int):
+        self.make, self.parts = make, parts
+        self.keep = parts[0].stop * length <= CHECKPOINT_TOKENS
+
+    def forward(self, ids: Tensor | None, product: Tensor) -> Pair:
+        """See `LeavesFirst.forward`."""
+        self.ids = ids
+        batch = self.parts[-1].stop
+        results: list[Tensor] = []
+        for part in self.parts:
+            states = self.make(part, False).forward(*self._leaves(part, product))
+            results = results or [state.new_empty(batch, *state.shape[1:]) for state in states]
+            for result, state in zip(results, states, strict=True):
+                result[part] = state
+        return results[0], results[1]
+
+    def backward(self, gradient: Pair, product: Tensor) -> tuple[Tensor, ...]:
+        """See `LeavesFirst.backward`."""
+        total: list[Tensor] = []
+        of_tokens = torch.empty_like(product) if self.ids is None else None
+        for part in self.parts:
+            tree = self.make(part, self.keep)
+            leaves = self._leaves(part, product)
+            tree.forward(*leaves)
+            gradients = [*tree.backward((gradient[0][part], gradient[1][part]), leaves[1])]
+            if of_tokens is not None:
+                of_tokens[part] = gradients[0]
+                gradients[0] = of_tokens
+            if total:
+                torch._foreach_add_(total[of_tokens is not None :], gradients[of_tokens is not None :])
+            else:
+                total = gradients
+        return tuple(total)
+
+    def _leaves(self, part: slice, product: Tensor) -> tuple[Tensor | None, Tensor]:
+        return (None, product[part]) if self.ids is None else (self.ids[part], product)
+
+
 def _repeated_levels(form: Form, ids: Tensor, count: int) -> int:
     """How many levels to do by way of pairs of ids."""
     batch, length = ids.shape
@@ -110,7 +167,7 @@ def _can_capture(ids: Tensor | None, product: Tensor, differentiable: bool) -> b
     return ids is None or not differentiable or len(product) <= ONE_HOT_IDS["cuda"]
 
 
-def _hidden(tree: LeavesFirst, ids: Tensor | None, product: Tensor) -> Tensor:
+def _hidden(tree: LeavesFirst | InTurn, ids: Tensor | None, product: Tensor) -> Tensor:
     """The hidden states of the tree's forward, apart from its buffers."""
     return tree.forward(ids, product)[0].clone(memory_format=torch.contiguous_format)
 
@@ -147,6 +204,6 @@ class _Compose(torch.autograd.Function):
                 if ctx.tree is None:  # a second backward: the graph may be at another batch by now
                     ctx.tree = ctx.make_tree(tuple(weights), ctx.lengths)
                     ctx.tree.forward(ctx.ids, product)
-                no_cell = gradient.new_zeros(gradient.shape, dtype=torch.promote_types(gradient.dtype, torch.float32))
-                gradients = ctx.tree.backward((gradient, no_cell), product)
+                no_cell = gradient.new_zeros((), dtype=torch.promote_types(gradient.dtype, torch.float32))
+                gradients = ctx.tree.backward((gradient, no_cell.expand_as(gradient)), product)
         return None, None, None, None, *gradients

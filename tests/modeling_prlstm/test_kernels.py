@@ -145,6 +145,22 @@ def test_checkpointing_changes_nothing(backend, every_prefix):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("vocab_size", [5, 2000])
+@pytest.mark.parametrize(
+    ("every_prefix", "lengths"), [(True, None), (False, None), (False, [13, 2, 8])], ids=["scan", "reduce", "ragged"]
+)
+@pytest.mark.parametrize("tokens", [4, 26])
+def test_checkpointing_in_parts(backend, vocab_size, every_prefix, lengths, tokens, monkeypatch):
+    """A few rows of the batch at a time, or a few merges of one row."""
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", tokens)
+    model = model_of(vocab_size=vocab_size).train()
+    arguments = batch_of(13), None if lengths is None else torch.tensor(lengths), every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    model.composer.merge.gradient_checkpointing = True
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_second_backward_and_run_to_run(backend):
     model = model_of().to(DEVICE[backend])
     model.config.backend = backend

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .layout import Form, Layout, Step, Target
+from .layout import Form, Layout, Run, Step, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
 # because the other way waits for the GPU.
@@ -51,6 +51,9 @@ class Arithmetic(Protocol):
 
     def gather(self, gradient: Pair, target: Target, leaves: "Leaves") -> Pair:
         """The gradients of `leaves.hidden` and `leaves.cell`, of the `gradient` of all slots: `place` backwards."""
+
+    def copy(self, buffers: Pair, source: Run, into: Run, count: int, batch: int, add: bool) -> None:
+        """Copy, or `add`, the states at `source`, `count` a row, to those at `into` of the same buffers [slots, H]."""
 
     def forward(
         self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -394,42 +397,50 @@ class EveryTree(Tree):
     shares_states = True
 
     def _append(self) -> None:
-        for part in self.states:
-            for prefix, block in self._first_blocks(part):
-                prefix.copy_(block)
-        for step, level in zip(self.layout.appends, reversed(range(len(self.layout.levels))), strict=True):
-            for part in self.states:
-                for operand, source in self._operands(part, step, level):
-                    operand.copy_(source)
+        for block, prefix in self._first_blocks():
+            self._copy(self.states, block, prefix, 1)
+        for step, level in self._levels_down():
+            for source, operand, count in self._operands(step, level):
+                self._copy(self.states, source, operand, count)
             self._merge(step)
 
     def _append_backward(self) -> None:
-        for step, level in zip(reversed(self.layout.appends), range(len(self.layout.levels)), strict=True):
+        for step, level in reversed([*self._levels_down()]):
             self._merge_backward(step)
-            for part in self.gradients:
-                for operand, source in self._operands(part, step, level):
-                    source.add_(operand)
-        for part in self.gradients:
-            for prefix, block in self._first_blocks(part):
-                block.add_(prefix)
+            for source, operand, count in self._operands(step, level):
+                self._copy(self.gradients, operand, source, count, add=True)
+        for block, prefix in self._first_blocks():
+            self._copy(self.gradients, prefix, block, 1, add=True)
 
-    def _operands(self, buffer: Tensor, step: Step, level: int) -> Iterator[Pair]:
-        """The slots that the merges of `step` take, each with the slots that their states come from."""
-        layout = self.layout
-        operands = self._pairs(buffer, step.first, step.merges)
-        yield operands[:, :, 0], self._prefixes(buffer)[2 * 2**level - 1 :: 2 * 2**level][: step.merges]
+    def _levels_down(self) -> Iterator[tuple[Step, int]]:
+        return zip(self.layout.appends, reversed(range(len(self.layout.levels))), strict=True)
+
+    def _operands(self, step: Step, level: int) -> Iterator[tuple[Run, Run, int]]:
+        """Where the states that `step` merges come from, their slots there, and how many there are."""
+        layout, batch = self.layout, self.layout.batch
+        left, right = (Run(2 * step.first + side, 2 * batch, 2) for side in (0, 1))
+        yield Run(layout.result + (2 * 2**level - 1) * batch, 2 * 2**level * batch, 1), left, step.merges
         paired = layout.levels[level].merges - 1
-        yield operands[:paired, :, 1], self._pairs(buffer, layout.levels[level].first, paired + 1)[1:, :, 0]
+        yield Run(2 * (layout.levels[level].first + batch), 2 * batch, 2), right, min(paired, step.merges)
         if paired < step.merges:
-            yield operands[paired, :, 1], self._last(buffer, level)
+            yield self._last_run(level), right._replace(base=right.base + paired * right.step), 1
 
-    def _first_blocks(self, buffer: Tensor) -> Iterator[Pair]:
-        """The prefixes that are the first block of a level [B, H], each with that block."""
+    def _first_blocks(self) -> Iterator[tuple[Run, Run]]:
+        """The blocks that are the first of a level, each with the prefix that it is."""
         layout = self.layout
         for level in range(len(layout.levels) + 1):
             alone = level == len(layout.levels)
-            block = self._last(buffer, level) if alone else self._pairs(buffer, layout.levels[level].first, 1)[0, :, 0]
-            yield self._prefixes(buffer)[2**level - 1], block
+            block = self._last_run(level) if alone else Run(2 * layout.levels[level].first, 0, 2)
+            yield block, Run(layout.result + (2**level - 1) * layout.batch, 0, 1)
+
+    def _last_run(self, level: int) -> Run:
+        place = self.layout.last[level]
+        assert place is not None
+        return Run(place[0], 0, place[1])
+
+    def _copy(self, buffers: Pair, source: Run, into: Run, count: int, add: bool = False) -> None:
+        if count:
+            self.arithmetic.copy(buffers, source, into, count, self.layout.batch, add)
 
     def _prefixes(self, buffer: Tensor) -> Tensor:
         """The slots [T, B, H] of the result."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .cells import lstm_leaf
 from .fused import Leaves, Pair, sum_by_id
-from .layout import Target
+from .layout import Run, Target
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 _tanh_backward = torch.ops.aten.tanh_backward
@@ -69,6 +69,15 @@ class TorchArithmetic:
             _of_leaves(part, target, leaves, states) for part, states in zip(gradient, leaves[1:], strict=True)
         )
         return of_hidden, of_cell
+
+    def copy(self, buffers: Pair, source: Run, into: Run, count: int, batch: int, add: bool) -> None:
+        """See `Arithmetic`."""
+        for buffer in buffers:
+            there, here = (_run(buffer, run, count, batch) for run in (source, into))
+            if add:
+                here.add_(there)
+            else:
+                here.copy_(there)
 
     def forward(
         self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -180,6 +189,13 @@ def _read(buffer: Tensor, target: Target, batch: int, like: Tensor) -> Tensor:
     for place, part in _places(buffer, target, batch, len(states)):
         states[part].view(place.shape).copy_(place)
     return states
+
+
+def _run(buffer: Tensor, run: Run, count: int, batch: int) -> Tensor:
+    """The slots [count, B, H] of a run."""
+    size = buffer.shape[1]
+    strides = run.step * size, run.row * size, 1
+    return buffer.as_strided((count, batch, size), strides, buffer.storage_offset() + run.base * size)
 
 
 def _places(buffer: Tensor, target: Target, batch: int, count: int) -> list[tuple[Tensor, slice]]:

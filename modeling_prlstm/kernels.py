@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .fused import Leaves, Pair, sum_by_id
-from .layout import Target
+from .layout import Run, Target
 
 try:
     import triton
@@ -113,6 +113,14 @@ class TritonArithmetic:
             return of_tokens
         of_hidden, of_cell = (sum_by_id(part.flatten(0, 1), ids.flatten(), count) for part in of_tokens)
         return of_hidden, of_cell
+
+    def copy(self, buffers: Pair, source: Run, into: Run, count: int, batch: int, add: bool) -> None:
+        """See `Arithmetic`."""
+        size = buffers[0].shape[1]
+        columns = min(128, triton.next_power_of_2(size))
+        grid = triton.cdiv(count * batch, 16), triton.cdiv(size, columns)
+        places = count * batch, batch, *source, *into
+        _copy[grid](*buffers, *places, SIZE=size, ADD=add, ROWS=16, COLUMNS=columns)
 
     def forward(
         self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -409,6 +417,40 @@ def _move(
         nan: tl.constexpr = float("nan")
         tl.store(hidden_slots_ptr + slot_at, tl.load(hidden_ptr + leaf_at, mask=known, other=nan), mask=inside)
         tl.store(cell_slots_ptr + slot_at, tl.load(cell_ptr + leaf_at, mask=known, other=nan), mask=inside)
+
+
+@triton.jit(do_not_specialize=[*VARYING, "from_base", "from_step", "from_row", "step"])
+def _copy(
+    hidden_ptr,  # [slots, SIZE]
+    cell_ptr,  # [slots, SIZE], float32
+    count,
+    batch,
+    from_base,
+    from_step,
+    from_row,
+    base,
+    step,
+    row,
+    SIZE: tl.constexpr,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.copy`."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
+    member = (rows % batch).to(tl.int64)
+    place = (rows // batch).to(tl.int64)
+    source_at = (from_base + place * from_step + member * from_row)[:, None] * SIZE + columns[None, :]
+    at = (base + place * step + member * row)[:, None] * SIZE + columns[None, :]
+    hidden = tl.load(hidden_ptr + source_at, mask=inside)
+    cell = tl.load(cell_ptr + source_at, mask=inside)
+    if ADD:
+        hidden += tl.load(hidden_ptr + at, mask=inside)
+        cell += tl.load(cell_ptr + at, mask=inside)
+    tl.store(hidden_ptr + at, hidden, mask=inside)
+    tl.store(cell_ptr + at, cell, mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)

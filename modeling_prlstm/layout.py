@@ -36,6 +36,14 @@ class Target(NamedTuple):
         return cls(base, 2 * step, step, 1, base + (count - 1) * step, 1)
 
 
+class Run(NamedTuple):
+    """Slots at even distances: of the m-th block or prefix of batch row b, `base + m * step + b * row`."""
+
+    base: int
+    step: int
+    row: int
+
+
 class Step(NamedTuple):
     """Merges that can run at once: `merges` for each batch row, from row `first` on; their results go to `target`."""
 

@@ -136,7 +136,7 @@ class Tree:
         arithmetic: of the device.
         layout: of the batch.
         like: any tensor [..., H] with the hidden states' dtype and device.
-        weights: weight and bias of each cell of a merge in turn, in that dtype.
+        weights: `Arithmetic.operand` of the weight, and bias, of each cell of a merge in turn, in that dtype.
         lengths: of the rows [B], int64; for `EachTree`.
         keep: whether to keep all that the backward reads. Else it computes the gates again, and needs a third of the
             memory.
@@ -166,7 +166,6 @@ class Tree:
 
     def forward(self, leaves: Leaves) -> Pair:
         """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]; parts of its buffers."""
-        self.operands = [self.arithmetic.operand(weight) for weight, _ in self.cells]
         self.arithmetic.place(leaves, self.states, self.layout.leaves)
         for step in self.layout.levels:
             self._merge(step)
@@ -215,7 +214,7 @@ class Tree:
         batch = self.layout.batch
         count = part.merges * batch
         state = self._inputs(self.states, part.first, count)
-        for number, (weight, (_, bias)) in enumerate(zip(self.operands, self.cells, strict=True)):
+        for number, (weight, bias) in enumerate(self.cells):
             gates = kept.gates[number]
             gates = None if gates is None else gates[first : first + count]
             if number == len(self.cells) - 1:
@@ -257,7 +256,7 @@ class Tree:
                 into = self._inputs(self.gradients, part.first, count)
             adds = self.shares_states and not number
             self.arithmetic.backward(
-                gradient, target, batch, gates[rows], cell, self.operands[number], slopes, sums, into, adds
+                gradient, target, batch, gates[rows], cell, self.cells[number][0], slopes, sums, into, adds
             )
             if not self.keep:
                 self.weight_gradients[number] += slopes.t() @ hidden

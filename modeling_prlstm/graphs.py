@@ -9,12 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from .fused import Pair
 
 # Each graph keeps its tree's buffers. The shares of the GPU's memory that one may keep, and all of a model.
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
@@ -40,14 +39,20 @@ def can_capture() -> bool:
     return not (_paused.get() or torch.cuda.is_current_stream_capturing())
 
 
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream for all captures, and what comes before them: the libraries keep a work space for each stream."""
+    return torch.cuda.Stream(device)
+
+
 class Differentiated(Protocol):
     """What becomes a graph: a tree, of the leaves' ids and products."""
 
-    def forward(self, ids: Tensor | None, product: Tensor) -> Pair:
-        """The hidden and cell states of the result."""
+    def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
+        """The hidden states of the result."""
 
-    def backward(self, gradient: Pair, product: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of `product` and the weights, of the result's `gradient`."""
+    def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of `product` and the weights, of the hidden states' `gradient`."""
 
 
 # Weights in turn, and the rows' lengths, to a tree.
@@ -81,22 +86,20 @@ class GraphedTree:
         self.dtypes = [(dtype, [n for n, tensor in enumerate(inputs) if tensor.dtype == dtype]) for dtype in dtypes]
         self.integers = [None if tensor is None else tensor.clone() for tensor in (ids, lengths)]
         self.claimed: Callable[[], Claim | None] = lambda: None
-        stream = torch.cuda.Stream()
+        stream = capture_stream(inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles kernels and starts libraries, which a capture cannot
             self._run(make_tree, differentiable)
         torch.cuda.current_stream().wait_stream(stream)
         self.forward_graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward_graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.forward_graph, stream=stream, capture_error_mode="thread_local"):
             self.tree = self._make(make_tree)
-            self.hidden, cell = self.tree.forward(*self._leaves())
+            self.hidden = self.tree.forward(*self._leaves())
         if differentiable:
-            # No one sees the cell states, so that their gradient stays zero.
-            self.gradient = self.hidden.new_zeros(self.hidden.shape), cell.new_zeros(()).expand_as(cell)
+            self.gradient = self.hidden.new_zeros(self.hidden.shape)
             self.backward_graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                self.backward_graph, pool=self.forward_graph.pool(), capture_error_mode="thread_local"
-            ):
+            pool = self.forward_graph.pool()
+            with torch.cuda.graph(self.backward_graph, pool, stream, capture_error_mode="thread_local"):
                 gradients = self.tree.backward(self.gradient, self.inputs[0])
                 self.flat = {dtype: torch.cat([gradients[n].flatten() for n in part]) for dtype, part in self.dtypes}
 
@@ -136,7 +139,7 @@ class GraphedTree:
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """`Tree.backward` of the last forward, of its hidden states' gradient."""
-        self.gradient[0].copy_(gradient)
+        self.gradient.copy_(gradient)
         self.backward_graph.replay()
         gradients = list(self.inputs)
         for dtype, part in self.dtypes:

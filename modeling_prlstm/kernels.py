@@ -258,7 +258,7 @@ def _sum_leaves(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair
     batch, length = ids.shape
     size = gradient[0].shape[-1]
     columns = min(64, max(16, triton.next_power_of_2(size)))
-    parts = min(128, triton.cdiv(batch * length, 32))
+    parts = min(128, triton.cdiv(batch * length, 256))
     padded = max(16, triton.next_power_of_2(count))
     sums = gradient[1].new_empty(parts, 2, count, size)
     _sum_by_id[(parts, triton.cdiv(size, columns))](

@@ -52,8 +52,8 @@ class Pairs:
     def forward(self, leaves: Leaves) -> Pair:
         """See `Tree.forward`."""
         ids, count = _ids(leaves), len(leaves.hidden)
-        every = torch.arange(count**2, device=ids.device)
-        self.pairs = Leaves(torch.stack((every // count, every % count), 1), leaves.hidden, leaves.cell)
+        every = torch.arange(count, device=ids.device)
+        self.pairs = Leaves(torch.cartesian_prod(every, every), leaves.hidden, leaves.cell)
         self.leaves_of_pairs = Leaves(ids[:, :-1:2] * count + ids[:, 1::2], *self.table.forward(self.pairs))
         return self._finish(self.of_pairs.forward(self.leaves_of_pairs), leaves)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .graphs import paused
+from .graphs import capture_stream, paused
 
 
 class TrainingStep:
@@ -76,7 +76,8 @@ class TrainingStep:
         """The step as a graph, of batches like `batch`. What it holds between its steps is the inputs and the loss."""
         inputs = {name: tensor.clone() for name, tensor in batch.items()}
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        stream = capture_stream(self.parameters[0].device)
+        with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
             loss = self._step(inputs)
         self.optimizer.zero_grad(set_to_none=True)  # the graph's own gradients
 

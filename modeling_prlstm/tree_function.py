@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Pair, Tree
+from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Tree
 from .graphs import GraphedTree, Graphs, MakeTree, can_capture
 from .layout import Form, make_layout
 from .pairs import Pairs, make_with_pairs, repeated_levels
@@ -55,12 +55,14 @@ def compose(
     rows = max(1, CHECKPOINT_TOKENS // length) if checkpoint else batch
 
     def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
+        operands = tuple(arithmetic.operand(part) if part.dim() == 2 else part for part in weights)
+
         def make_rows(part: slice, keep: bool) -> LeavesFirst:
             def make(form: Form, batch: int, length: int) -> Tree:
                 layout = make_layout(batch, length, form)
                 own = None if lengths is None else lengths[part]
                 at_once = CHECKPOINT_TOKENS if checkpoint else None
-                return TREES[form](arithmetic, layout, product[..., ::3], weights, own, keep, at_once)
+                return TREES[form](arithmetic, layout, product[..., ::3], operands, own, keep, at_once)
 
             count = len(range(batch)[part])
             levels = 0 if ids is None else _repeated_levels(form, ids[part], len(product))
@@ -94,14 +96,15 @@ class LeavesFirst:
     def __init__(self, arithmetic: Arithmetic, tree: Tree | Pairs):
         self.arithmetic, self.tree = arithmetic, tree
 
-    def forward(self, ids: Tensor | None, product: Tensor) -> Pair:
-        """See `Tree.forward`; of `compose`'s `ids` and `product`."""
+    def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
+        """The hidden states of `Tree.forward`, part of its buffers; of `compose`'s `ids` and `product`."""
         self.leaves = Leaves(ids, *self.arithmetic.leaf(product))
-        return self.tree.forward(self.leaves)
+        return self.tree.forward(self.leaves)[0]
 
-    def backward(self, gradient: Pair, product: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of `product` and the weights, of the result's `gradient`."""
-        hidden, cell, *of_weights = self.tree.backward(gradient, self.leaves)
+    def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of `product` and the weights, of the hidden states' `gradient`."""
+        no_cell = gradient.new_zeros((), dtype=self.leaves.cell.dtype).expand_as(gradient)
+        hidden, cell, *of_weights = self.tree.backward((gradient, no_cell), self.leaves)
         return self.arithmetic.leaf_backward(product, (hidden, cell)), *of_weights
 
 
@@ -118,19 +121,19 @@ class InTurn:
         self.make, self.parts = make, parts
         self.keep = parts[0].stop * length <= CHECKPOINT_TOKENS
 
-    def forward(self, ids: Tensor | None, product: Tensor) -> Pair:
-        """See `LeavesFirst.forward`."""
+    def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
+        """See `LeavesFirst.forward`; a tensor of its own."""
         self.ids = ids
-        batch = self.parts[-1].stop
-        results: list[Tensor] = []
+        result = None
         for part in self.parts:
-            states = self.make(part, False).forward(*self._leaves(part, product))
-            results = results or [state.new_empty(batch, *state.shape[1:]) for state in states]
-            for result, state in zip(results, states, strict=True):
-                result[part] = state
-        return results[0], results[1]
+            hidden = self.make(part, False).forward(*self._leaves(part, product))
+            if result is None:
+                result = hidden.new_empty(self.parts[-1].stop, *hidden.shape[1:])
+            result[part] = hidden
+        assert result is not None
+        return result
 
-    def backward(self, gradient: Pair, product: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
         """See `LeavesFirst.backward`."""
         total: list[Tensor] = []
         of_tokens = torch.empty_like(product) if self.ids is None else None
@@ -138,7 +141,7 @@ class InTurn:
             tree = self.make(part, self.keep)
             leaves = self._leaves(part, product)
             tree.forward(*leaves)
-            gradients = [*tree.backward((gradient[0][part], gradient[1][part]), leaves[1])]
+            gradients = [*tree.backward(gradient[part], leaves[1])]
             if of_tokens is not None:
                 of_tokens[part] = gradients[0]
                 gradients[0] = of_tokens
@@ -169,7 +172,7 @@ def _can_capture(ids: Tensor | None, product: Tensor, differentiable: bool) -> b
 
 def _hidden(tree: LeavesFirst | InTurn, ids: Tensor | None, product: Tensor) -> Tensor:
     """The hidden states of the tree's forward, apart from its buffers."""
-    return tree.forward(ids, product)[0].clone(memory_format=torch.contiguous_format)
+    return tree.forward(ids, product).clone(memory_format=torch.contiguous_format)
 
 
 class _Compose(torch.autograd.Function):
@@ -204,6 +207,5 @@ class _Compose(torch.autograd.Function):
                 if ctx.tree is None:  # a second backward: the graph may be at another batch by now
                     ctx.tree = ctx.make_tree(tuple(weights), ctx.lengths)
                     ctx.tree.forward(ctx.ids, product)
-                no_cell = gradient.new_zeros((), dtype=torch.promote_types(gradient.dtype, torch.float32))
-                gradients = ctx.tree.backward((gradient, no_cell.expand_as(gradient)), product)
+                gradients = ctx.tree.backward(gradient, product)
         return None, None, None, None, *gradients

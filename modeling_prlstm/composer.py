@@ -9,6 +9,7 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 """
 
 import importlib.util
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -247,8 +248,13 @@ def choose_backend(config: PRLSTMConfig, states: Tensor) -> str:
     return backend
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _why_not_triton(states: Tensor) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "the package triton is not installed"
     from .kernels import why_not
 

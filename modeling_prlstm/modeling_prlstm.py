@@ -374,6 +374,9 @@ def _check_classes(labels: Tensor, logits: Tensor) -> None:
         )
     if not can_look_at(labels):
         return
+    low, high = torch.stack(labels.aminmax()).tolist()
+    if low >= 0 and high < count:
+        return
     outside = ((labels < 0) | (labels >= count)) & (labels != -100)
     if outside.any():
         raise ValueError(

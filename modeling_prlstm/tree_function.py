@@ -14,9 +14,7 @@ from .pairs import Pairs, make_with_pairs, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time; of a longer row, the
 # gates of this many merges.
-CHECKPOINT_TOKENS = 8192
-# On a GPU, the levels of batches of up to this many tokens take as long with fewer rows: no pairs are looked up.
-LAUNCH_BOUND = 8192
+CHECKPOINT_TOKENS = 4096
 
 
 class Composition(NamedTuple):
@@ -65,7 +63,7 @@ def compose(
                 return TREES[form](arithmetic, layout, product[..., ::3], operands, own, keep, at_once)
 
             count = len(range(batch)[part])
-            levels = 0 if ids is None else _repeated_levels(form, ids[part], len(product))
+            levels = 0 if ids is None else repeated_levels(form, count, length, len(product))
             return LeavesFirst(arithmetic, make_with_pairs(make, form, count, length, len(product), levels))
 
         if rows >= batch and not checkpoint:
@@ -75,7 +73,7 @@ def compose(
     with torch.autocast(product.device.type, enabled=False):
         graph = None
         if _can_capture(ids, product, differentiable):
-            levels = 0 if every_prefix or ids is None else _repeated_levels(form, ids, len(product))
+            levels = 0 if every_prefix or ids is None else repeated_levels(form, batch, length, len(product))
             leaves = min(rows, batch) * (length >> levels)
             graph = graphs.get((form, checkpoint), make_tree, inputs, ids, lengths, differentiable, leaves)
         if differentiable:
@@ -126,7 +124,7 @@ class InTurn:
         self.ids = ids
         result = None
         for part in self.parts:
-            hidden = self.make(part, False).forward(*self._leaves(part, product))
+            hidden = _hidden(self.make(part, False), *self._leaves(part, product))  # of the tree no more than this
             if result is None:
                 result = hidden.new_empty(self.parts[-1].stop, *hidden.shape[1:])
             result[part] = hidden
@@ -138,10 +136,7 @@ class InTurn:
         total: list[Tensor] = []
         of_tokens = torch.empty_like(product) if self.ids is None else None
         for part in self.parts:
-            tree = self.make(part, self.keep)
-            leaves = self._leaves(part, product)
-            tree.forward(*leaves)
-            gradients = [*tree.backward(gradient[part], leaves[1])]
+            gradients = self._part_backward(part, gradient[part], product)
             if of_tokens is not None:
                 of_tokens[part] = gradients[0]
                 gradients[0] = of_tokens
@@ -151,16 +146,14 @@ class InTurn:
                 total = gradients
         return tuple(total)
 
+    def _part_backward(self, part: slice, gradient: Tensor, product: Tensor) -> list[Tensor]:
+        tree = self.make(part, self.keep)
+        leaves = self._leaves(part, product)
+        tree.forward(*leaves)
+        return [*tree.backward(gradient, leaves[1])]
+
     def _leaves(self, part: slice, product: Tensor) -> tuple[Tensor | None, Tensor]:
         return (None, product[part]) if self.ids is None else (self.ids[part], product)
-
-
-def _repeated_levels(form: Form, ids: Tensor, count: int) -> int:
-    """How many levels to do by way of pairs of ids."""
-    batch, length = ids.shape
-    if ids.is_cuda and batch * length <= LAUNCH_BOUND:
-        return 0
-    return repeated_levels(form, batch, length, count)
 
 
 def _can_capture(ids: Tensor | None, product: Tensor, differentiable: bool) -> bool:

@@ -127,7 +127,6 @@ def test_vocabularies(backend, vocab_size):
 @pytest.mark.parametrize("length", [4, 5, 15, 22])
 def test_repeated_pairs_are_merged_once(backend, length, every_prefix, monkeypatch):
     monkeypatch.setattr("modeling_prlstm.pairs.REPEATS", 1)
-    monkeypatch.setattr("modeling_prlstm.tree_function.LAUNCH_BOUND", 0)
     model = model_of(vocab_size=2, num_refinements=2)
     arguments = batch_of(length, batch=29) % 2, None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)

@@ -150,8 +150,8 @@ clipping to norm 1, dropout 0.1 before the head, the embedding table (width 64),
 hidden size of the recurrent models and the feed-forward width of the Transformer (3 layers of width 64, 4 heads,
 rotary positions, mean pooling, dropout 0.1 in every layer) are those that come nearest to the budget. What is each
 model's own: the learning rate, of {" and ".join(LEARNING_RATES)} the one with the better validation accuracy at seed
-{SEEDS[0]}. The epoch kept is the one with the best validation accuracy. Exploratory runs with one seed came before: they
-set the numbers of epochs, the movies' vocabulary and that 3e-3 is among the learning rates, for all models alike.
+{SEEDS[0]}. The epoch kept is the one with the best validation accuracy. Exploratory runs with one seed came before:
+they set the numbers of epochs, the movies' vocabulary and that 3e-3 is among the learning rates, for all models alike.
 
 Training times are of one CPU thread on a machine that did other work too: they show the order of magnitude only.
 

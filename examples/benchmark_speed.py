@@ -1,14 +1,19 @@
 """Time, memory and the share of the machine's own speed, of PR-LSTM's backends and of its peers.
 
 One run on one machine at one precision. A backend is timed only after its results and gradients agreed with the eager
-backend's. Writes JSON and two figures.
+backend's. Writes JSON and two figures. The models are:
+
+- triton, fused, eager: PR-LSTM's backends, in the loop that everyone writes: forward, backward, clip, Adam;
+- triton+step: the same by `TrainingStep`, one CUDA graph a batch shape;
+- triton+checkpoint: the loop with activation checkpointing;
+- lstm: `torch.nn.LSTM`, on a GPU cuDNN's; transformer: the paper's encoder.
 
     python examples/benchmark_speed.py --precision tf32 --output examples/benchmarks/h100
 """
 
 import argparse
+import itertools
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,10 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from provenance import provenance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMForTokenClassification
+from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMForTokenClassification, TrainingStep
 
 HIDDEN, LABELS = 256, 2
 TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
@@ -111,7 +117,7 @@ class Bench:
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
     def model(self, name: str, every: bool) -> nn.Module:
-        """A peer, or PR-LSTM with the backend `name`; "+checkpoint" with activation checkpointing."""
+        """A peer, or PR-LSTM with the backend before the "+" of `name`."""
         torch.manual_seed(0)
         if name in PEERS:
             model: nn.Module = (LSTMClassifier if name == "lstm" else TransformerClassifier)(self.vocab_size)
@@ -139,6 +145,10 @@ class Bench:
             model.eval()
             return torch.no_grad()(forward)
         model.train()
+        if name.endswith("+step"):
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=True)
+            training_step = TrainingStep(model, optimizer, max_grad_norm=1.0)
+            return lambda: training_step(input_ids=tokens, labels=labels)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
         def train() -> Tensor:
@@ -200,13 +210,27 @@ class Bench:
             found.append([tensor.double() for tensor in tensors])
         return max(((ours - exact).norm() / exact.norm()).item() for ours, exact in zip(*found, strict=True))
 
+    def step_error(self, work: Work) -> float:
+        """The largest relative difference of the parameters after three steps by `TrainingStep` and by the loop."""
+        found = []
+        for name in ("triton+step", "triton"):
+            model = self.model(name, work.every)
+            step = self.step(name, work, model)
+            for _ in range(3):
+                step()
+            found.append([parameter.detach().double() for parameter in model.parameters()])
+        return max(((ours - loop).norm() / loop.norm()).item() for ours, loop in zip(*found, strict=True))
+
     def measure(self, name: str, work: Work) -> dict[str, float | str | None]:
         """Check, then time and weigh one model at one work."""
-        result: dict[str, float | str | None] = {"model": name, "work": work.name, "error": None}
+        result: dict[str, float | str | None] = {"model": name, "work": work.name, "vocab_size": self.vocab_size}
+        result["error"] = None
         if name not in (*PEERS, "eager"):
-            result["error"] = error = self.error(name, work)
+            result["error"] = error = self.step_error(work) if name.endswith("+step") else self.error(name, work)
             if not error <= TOLERANCE[self.precision]:
-                raise SystemExit(f"{name} differs from eager by {error:.1e} at {work.name}: not timed.")
+                raise SystemExit(
+                    f"{name} differs from what it is compared with by {error:.1e} at {work.name}: not timed."
+                )
         on_gpu = self.device == "cuda"
         if on_gpu:  # from before the first step, since CUDA graphs keep what they took then
             before = torch.cuda.memory_allocated()
@@ -247,45 +271,48 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--precision", default=None, choices=TOLERANCE, help="default: tf32 on a GPU, else fp32")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark_speed"), help="a folder")
-    parser.add_argument("--vocab_size", type=int, default=3, help="few ids repeat in blocks, which are merged once")
+    parser.add_argument(
+        "--vocab_sizes",
+        type=int,
+        nargs="+",
+        default=[3, 512],
+        help="few ids repeat in blocks, which are merged once; the peers and the curves have the first",
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="about how long to repeat each measurement")
     parser.add_argument("--curves", action=argparse.BooleanOptionalAction, default=True, help="time against length")
     arguments = parser.parse_args()
     precision = arguments.precision or ("tf32" if arguments.device == "cuda" else "fp32")
-    bench = Bench(arguments.device, precision, arguments.seconds, arguments.vocab_size)
+    benches = [Bench(arguments.device, precision, arguments.seconds, size) for size in arguments.vocab_sizes]
+    bench = benches[0]
     ours = "triton" if arguments.device == "cuda" else "fused"
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu
+    facts = provenance()
     rate = bench.product_rate()
+    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else facts["hardware"]
     print(f"{machine}, torch {torch.__version__}, {precision}: matrix products {rate / 1e12:.3g} TFLOP/s\n")
-    print(f"{'work':34}{'model':20}{'ms':>9}{'ours is':>9}{'of rate':>9}{'MiB':>8}{'new length':>12}{'error':>9}")
+    print(
+        f"{'work':34}{'ids':>4} {'model':20}{'ms':>9}{'ours is':>9}{'of rate':>9}{'MiB':>8}"
+        f"{'new length':>12}{'error':>9}"
+    )
     rows = []
-    for work in WORKS[arguments.device]:
-        names = [ours, "eager", *PEERS]
-        if arguments.device == "cuda":
-            names.insert(1, "fused")
+    for work, own in itertools.product(WORKS[arguments.device], benches):
+        names = [ours]
         if work.training:
-            names.insert(1, f"{ours}+checkpoint")
-        here = {name: bench.measure(name, work) | {"product_rate": bench.product_rate()} for name in names}
+            names += [f"{ours}+step", f"{ours}+checkpoint"] if arguments.device == "cuda" else [f"{ours}+checkpoint"]
+        if own is bench:
+            names += [*(["fused"] if arguments.device == "cuda" else []), "eager", *PEERS]
+        here = {name: own.measure(name, work) | {"product_rate": own.product_rate()} for name in names}
         for name, row in here.items():
             row["fraction"] = None if name in PEERS else work.flops / row["seconds"] / row["product_rate"]
             row["ours_is_faster"] = row["seconds"] / here[ours]["seconds"]
             rows.append(row)
             print(
-                f"{work.name:34}{name:20}{row['seconds'] * 1e3:9.2f}{row['ours_is_faster']:8.1f}x"
+                f"{work.name:34}{own.vocab_size:4} {name:20}{row['seconds'] * 1e3:9.2f}{row['ours_is_faster']:8.1f}x"
                 f"{'' if row['fraction'] is None else format(row['fraction'], '.0%'):>9}"
                 f"{'' if row['memory'] is None else format(row['memory'] / 2**20, '.0f'):>8}"
                 f"{row['first_call'] * 1e3:9.1f} ms{'' if row['error'] is None else format(row['error'], '.0e'):>9}",
                 flush=True,
             )
-    result = {
-        "machine": machine,
-        "torch": torch.__version__,
-        "precision": precision,
-        "vocab_size": arguments.vocab_size,
-        "rate": rate,
-        "rows": rows,
-    }
+    result = facts | {"precision": precision, "rate": rate, "rows": rows}
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.curves:
         tokens, longest, batch = (2**17, 17, 1024) if arguments.device == "cuda" else (2**12, 12, 64)

@@ -1,26 +1,19 @@
 """What a run leaves behind: results.json, and a formal-language run's figure, model card and table on the terminal."""
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.ticker import PercentFormatter
+from provenance import provenance
 from transformers import PreTrainedModel
 
 from datasets_formal import Task
 
 SOLVED = 0.9
 """Mean accuracy from which the benchmark calls a task solved."""
-
-PACKAGES = ("prlstm", "torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors", "numpy")
 
 
 def results(
@@ -56,12 +49,8 @@ def run_facts(
         "test_seconds": round(test_seconds, 1),
         "parameters": model.num_parameters(),
         "config": model.config.to_diff_dict(),
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
         "arguments": arguments,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "hardware": _hardware(),
-    }
+    } | provenance()
 
 
 def write_json(outcome: dict[str, Any], folder: str) -> None:
@@ -178,22 +167,6 @@ def aligned(lines: list[tuple[str, str]]) -> str:
     """Names and values in two columns, after an empty line."""
     width = max(len(name) for name, _ in lines)
     return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
-
-
-def _commit() -> str | None:
-    """The commit of this file's repository, "-dirty" where files were changed; None outside one."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _snippet(single: bool, text: str, folder: str) -> str:

@@ -18,7 +18,7 @@ class TorchArithmetic:
     """`fused.Arithmetic` in plain PyTorch."""
 
     # Large enough for a product at full speed, small enough that its gates stay in the cache of a core or two.
-    rows = 256
+    rows = 512
 
     def operand(self, weight: Tensor) -> Tensor:
         """The weight itself."""

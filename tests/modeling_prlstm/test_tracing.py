@@ -55,8 +55,8 @@ def test_exported_for_any_length(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own dependencies
-def test_onnx_for_any_length(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
+def test_onnx_for_any_length():
+    pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from transformers.exporters import OnnxConfig, OnnxExporter
 
@@ -64,10 +64,8 @@ def test_onnx_for_any_length(tmp_path):
     model = PRLSTMForSequenceClassification(small_config(num_refinements=0)).eval()
     axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("length")}
     config = OnnxConfig(dynamic=True, dynamic_shapes={"input_ids": axes, "attention_mask": axes})
-    OnnxExporter().export(model, batch(2, 9), config).save_pretrained(tmp_path)
-    (file,) = tmp_path.rglob("*.onnx")
-    session = onnxruntime.InferenceSession(str(file))
+    exported = OnnxExporter().export(model, batch(2, 9), config)
     for shape in SHAPES:
         inputs = batch(*shape)
-        (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
-        torch.testing.assert_close(torch.from_numpy(logits), model(**inputs).logits)
+        logits = exported(**inputs)[0]  # on ONNX Runtime
+        torch.testing.assert_close(logits, model(**inputs).logits)

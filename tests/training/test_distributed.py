@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from modeling_prlstm import PRLSTMForSequenceClassification
 
-from .train import NUM_ROWS, build_model, build_rows
+from .train import CHECKPOINTING, NUM_ROWS, build_model, build_rows
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "examples" / "accelerate"
@@ -87,7 +87,7 @@ def test_several_nodes(one_process, tmp_path):
 def test_activation_checkpointing_with_a_process_that_merges_nothing(one_process, tmp_path):
     """Half of the first batch has length 1: its process needs no merge, and the gradients still meet."""
     torchrun = (str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2")
-    reports = train(tmp_path, torchrun, arguments=("--use_cpu", "--activation_checkpointing", "true"))
+    reports = train(tmp_path, torchrun, arguments=("--use_cpu", f"--{CHECKPOINTING}", "true"))
     check_same_training(tmp_path, reports, one_process)
 
 
@@ -112,7 +112,7 @@ def test_fsdp2(one_process, tmp_path):
 
 
 def test_fsdp2_with_an_embedding_table_and_activation_checkpointing(tmp_path):
-    reports = fsdp(tmp_path, "--embedding_size", "4", "--activation_checkpointing", "true")
+    reports = fsdp(tmp_path, "--embedding_size", "4", f"--{CHECKPOINTING}", "true")
     assert reports[0]["wrapped"] == ["Embedding", "PRLSTMComposer", "PRLSTMForSequenceClassification"]
     assert reports[0]["losses"][4] < reports[0]["losses"][0]
     loaded = PRLSTMForSequenceClassification.from_pretrained(tmp_path)

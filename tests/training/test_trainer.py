@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMModel
 
-from .train import NUM_ROWS, Collator, build_model, build_rows
+from .train import CHECKPOINTING, NUM_ROWS, Collator, build_model, build_rows
 
 HEADS = ("rows", "tokens")
 
@@ -119,7 +119,7 @@ def test_autocast_of_a_long_row_is_near_float32(dtype):
 @pytest.mark.parametrize("head", HEADS)
 def test_activation_checkpointing_trains_alike(head, cell_type, tmp_path):
     sizes = {"cell_type": cell_type}
-    check_same(train(tmp_path, head, sizes=sizes, activation_checkpointing=True), train(tmp_path, head, sizes=sizes))
+    check_same(train(tmp_path, head, sizes=sizes, **{CHECKPOINTING: True}), train(tmp_path, head, sizes=sizes))
 
 
 def test_activation_checkpointing_keeps_less(capsys):
@@ -129,7 +129,7 @@ def test_activation_checkpointing_keeps_less(capsys):
     kept, gradients = [], []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            getattr(model, f"{CHECKPOINTING}_enable")()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as forward:
             loss = model(**batch).loss
         kept.append(sum(event.self_cpu_memory_usage for event in forward.key_averages()) / 2**20)

@@ -13,12 +13,18 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMForTokenClassification
 
 NUM_ROWS = 48
 PAD = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+# The oldest supported transformers knows only the second name, about which the newest warns.
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing"
+)
 
 
 @dataclass

@@ -314,6 +314,8 @@ def main() -> None:
             )
     result = facts | {"precision": precision, "rate": rate, "rows": rows}
     arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{precision}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.curves:
         tokens, longest, batch = (2**17, 17, 1024) if arguments.device == "cuda" else (2**12, 12, 64)
         by_length, inference = [], []
@@ -327,7 +329,7 @@ def main() -> None:
         result |= {"training_by_length": by_length, "inference_by_length": inference}
         draw(arguments.output / f"training_{precision}.png", f"Training, {tokens} tokens, {machine}", by_length)
         draw(arguments.output / f"inference_{precision}.png", f"Inference, batch {batch}, {machine}", inference)
-    (arguments.output / f"{precision}.json").write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -93,14 +93,14 @@ class GraphedTree:
         torch.cuda.current_stream().wait_stream(stream)
         self.forward_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, stream=stream, capture_error_mode="thread_local"):
-            self.tree = self._make(make_tree)
-            self.hidden = self.tree.forward(*self._leaves())
+            tree = self._make(make_tree)
+            self.hidden = tree.forward(*self._leaves())
         if differentiable:
             self.gradient = self.hidden.new_zeros(self.hidden.shape)
             self.backward_graph = torch.cuda.CUDAGraph()
             pool = self.forward_graph.pool()
             with torch.cuda.graph(self.backward_graph, pool, stream, capture_error_mode="thread_local"):
-                gradients = self.tree.backward(self.gradient, self.inputs[0])
+                gradients = tree.backward(self.gradient, self.inputs[0])
                 self.flat = {dtype: torch.cat([gradients[n].flatten() for n in part]) for dtype, part in self.dtypes}
 
     def _run(self, make_tree: MakeTree, differentiable: bool) -> None:

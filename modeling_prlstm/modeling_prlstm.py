@@ -115,9 +115,10 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
                 [B, T, vocab_size].
             pool_only: compute `pooler_output` alone, with half the merges; `last_hidden_state` is None.
             **kwargs: `output_hidden_states`: also return `hidden_states`, the hidden states of the leaves
-                and the `last_hidden_state`; `return_dict`; and for rows that pack several sequences, the keys of
-                `DataCollatorWithFlattening` that say where these begin: `position_ids` or `seq_idx` [B, T], or
-                `cu_seq_lens_q`.
+                and the `last_hidden_state` (where the backend is not "eager", the leaves' are computed apart, and a
+                loss of later states has no gradient with respect to them); `return_dict`; and for rows that pack
+                several sequences, the keys of `DataCollatorWithFlattening` that say where these begin: `position_ids`
+                or `seq_idx` [B, T], or `cu_seq_lens_q`.
 
         Returns:
             `last_hidden_state` [B, T, H], the state of the tokens up to each position, 0 at padding, and

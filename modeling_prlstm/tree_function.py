@@ -66,7 +66,7 @@ def compose(
             levels = 0 if ids is None else repeated_levels(form, count, length, len(product))
             return LeavesFirst(arithmetic, make_with_pairs(make, form, count, length, len(product), levels))
 
-        if rows >= batch and not checkpoint:
+        if not checkpoint:
             return make_rows(slice(batch), differentiable)
         return InTurn(make_rows, [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)], length)
 

@@ -34,7 +34,10 @@ VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 
 def digits(packages_dir: Path) -> Dataset:
     """The digits: columns `pixels` and `label`."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SystemExit('The digits come with scikit-learn: `pip install -e ".[real-data]"`.') from error
 
     images = load_digits()
     rows = [

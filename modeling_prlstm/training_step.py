@@ -21,7 +21,8 @@ class TrainingStep:
         for batch in batches:
             loss = step(**batch)
 
-    On a CPU it is the same step without graphs.
+    The graphs hold the parameters where they are and the optimizer's options, but for the learning rate, as they were:
+    make another `TrainingStep` after a change. On a CPU it is the same step without graphs.
 
     Args:
         model: returns a `loss` for its keyword arguments, as every model of transformers with a head does.
@@ -54,11 +55,13 @@ class TrainingStep:
         if not self.on_gpu:
             return self._step(batch)
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.items()))
-        key = shapes, self.model.training, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        key = shapes, self.model.training, dtype
         graph = self.graphs.get(key)
         if graph is not None:
             return graph(batch)
-        with paused():
+        # A graph must cast the weights anew each time.
+        with paused(), torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
             loss = self._step(batch)
             self.graphs[key] = self._capture(batch)
         return loss

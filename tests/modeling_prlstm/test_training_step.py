@@ -34,7 +34,13 @@ def adam(model, **options):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_same_as_a_loop(device, masked):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_same_as_a_loop(device, masked, autocast):
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        check_same_as_a_loop(device, masked)
+
+
+def check_same_as_a_loop(device, masked):
     plain = model_on(device)
     captured = copy.deepcopy(plain)
     optimizer = adam(plain)

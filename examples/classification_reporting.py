@@ -7,43 +7,46 @@ import matplotlib.pyplot as plt
 from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from problems import PROBLEMS, Problem, SingleLabel
 from reporting import aligned
 
 MODEL_NAMES = {"prlstm": "PR-LSTM", "lstm_baseline": "LSTM", "modernbert": "Transformer encoder"}
 """How the card and the tables call a model, by its `model_type`."""
 
 
-def learning_history(log: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Trainer's log with one entry an evaluation: epoch, eval_loss, eval_accuracy and the training loss up to it."""
+def learning_history(log: list[dict[str, float]], metrics: tuple[str, ...]) -> list[dict[str, float]]:
+    """Trainer's log with one entry an evaluation: epoch, eval_loss, the metrics and the training loss up to it."""
     history, loss = [], None
+    names = ("epoch", "eval_loss", *(f"eval_{metric}" for metric in metrics))
     for entry in log:
         loss = entry.get("loss", loss)
-        if "eval_accuracy" in entry:
-            names = ("epoch", "eval_loss", "eval_accuracy", "eval_macro_f1")
+        if "eval_loss" in entry:
             history.append({name: entry[name] for name in names} | {"loss": loss})
     return history
 
 
 def learning_figure(outcome: dict[str, Any], folder: str) -> None:
-    """Draw `learning_curve.png` into `folder`: losses and validation accuracy by epoch."""
-    history = outcome["history"]
+    """Draw `learning_curve.png` into `folder`: losses and the validation score by epoch."""
+    history, problem = outcome["history"], _problem(outcome)
     epochs = [entry["epoch"] for entry in history]
-    figure, (losses, accuracy) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    figure, (losses, scores) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     losses.plot(epochs, [entry["loss"] for entry in history], "o-", markersize=3, color="0.5", label="training")
     losses.plot(epochs, [entry["eval_loss"] for entry in history], "o-", markersize=3, color="C0", label="validation")
-    losses.set_ylabel("cross entropy")
+    losses.set_ylabel(problem.loss_name)
     losses.set_ylim(bottom=0)
-    split, score = outcome["data"]["scored_split"], outcome["score"]
-    accuracies = [entry["eval_accuracy"] for entry in history]
-    accuracy.plot(epochs, accuracies, "o-", markersize=3, color="C0", label="validation", clip_on=False)
+    split, score, baseline = outcome["data"]["scored_split"], outcome["score"], outcome["baseline"]
+    validation = [_score(entry, problem) for entry in history]
+    scores.plot(epochs, validation, "o-", markersize=3, color="C0", label="validation", clip_on=False)
     if split != "validation":
-        accuracy.axhline(score, color="C1", linewidth=1, label=f"{split}, chosen epoch: {score:.1%}")
-    chance = outcome["data"]["majority_share"]
-    accuracy.axhline(chance, color="0.4", linestyle="--", linewidth=1, label=f"most frequent class, {chance:.0%}")
-    accuracy.set_ylim(0, 1)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    accuracy.set_ylabel("accuracy")
-    for axes in (losses, accuracy):
+        label = f"{split}, chosen epoch: {problem.format(score)}"
+        scores.axhline(score, color="C1", linewidth=1, label=label)
+    label = f"{problem.baseline_name}: {problem.format(baseline)}"
+    scores.axhline(baseline, color="0.4", linestyle="--", linewidth=1, label=label)
+    scores.set_ylim(min(0, score, *validation), 1)
+    if isinstance(problem, SingleLabel):
+        scores.yaxis.set_major_formatter(PercentFormatter(1))
+    scores.set_ylabel(problem.score_name)
+    for axes in (losses, scores):
         _finish(axes)
     figure.suptitle(f"{_name(outcome)} on {outcome['data']['name']}")
     figure.savefig(Path(folder, "learning_curve.png"), dpi=200)
@@ -52,20 +55,21 @@ def learning_figure(outcome: dict[str, Any], folder: str) -> None:
 
 def classification_card(outcome: dict[str, Any], example: str, folder: str) -> None:
     """Write the model card, `README.md`, into `folder`; `example` is a text to try the model on."""
-    data, training, metrics = outcome["data"], outcome["arguments"]["training"], outcome["metrics"]
+    data, training, problem = outcome["data"], outcome["arguments"]["training"], _problem(outcome)
     title = f"{_name(outcome)} on {data['name']}"
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=[outcome["config"]["model_type"], "text-classification"],
-        metrics=["accuracy", "f1"],
+        metrics=list(problem.hub_metrics),
         model_name=title,
         eval_results=[
             EvalResult(
                 task_type="text-classification",
                 dataset_type=data["name"],
                 dataset_name=f"{data['name']}, {data['scored_split']}",
-                metric_type="accuracy",
+                metric_type=problem.hub_metrics[0],
+                metric_name=problem.score_name,
                 metric_value=round(outcome["score"], 4),
             )
         ],
@@ -75,16 +79,20 @@ def classification_card(outcome: dict[str, Any], example: str, folder: str) -> N
     labels = ", ".join(f"`{label}`" for label in data["labels"][:20])
     labels += f" and {len(data['labels']) - 20} more" if len(data["labels"]) > 20 else ""
     rows = "\n".join(
-        f"| {entry['epoch']:g} | {entry['loss']:.3f} | {entry['eval_loss']:.3f} | {entry['eval_accuracy']:.1%} |"
+        f"| {entry['epoch']:g} | {entry['loss']:.3f} | {entry['eval_loss']:.3f} | "
+        f"{problem.format(_score(entry, problem))} |"
         for entry in outcome["history"]
     )
+    score, baseline = problem.format(outcome["score"]), problem.format(outcome["baseline"])
+    others = ", ".join(f"{name} {outcome['metrics'][name]:.3f}" for name in problem.metrics[1:])
     text = f"""---
 {card_data.to_yaml()}
 ---
 
 # {title}
 
-A classifier with {outcome["parameters"]:,} parameters, {origin}. Classes: {labels}.
+A model of {outcome["parameters"]:,} parameters for {data["problem_type"].replace("_", " ")}, {origin}. Its outputs:
+{labels}.
 
 ## Use
 
@@ -93,17 +101,17 @@ from transformers import pipeline
 
 folder = "{folder}"  # or the model's name on the Hub
 classify = pipeline("text-classification", model=folder, trust_remote_code=True)
-print(classify({example!r}))
+print(classify({example!r}{"" if isinstance(problem, SingleLabel) else ", top_k=None"}))
 ```
 
 ## Result
 
-Accuracy on {data["rows"][data["scored_split"]]:,} {data["scored_split"]} rows: **{outcome["score"]:.2%}**, macro F1
-{metrics["macro_f1"]:.3f}; the most frequent class has {data["majority_share"]:.1%} of them.
+On {data["rows"][data["scored_split"]]:,} {data["scored_split"]} rows:
+{problem.score_name} **{score}** ({problem.baseline_name}: {baseline}), {others}.
 
 ![Learning curve](learning_curve.png)
 
-| epoch | training loss | validation loss | validation accuracy |
+| epoch | training loss | validation loss | validation {problem.score_name} |
 |---|---|---|---|
 {rows}
 
@@ -118,20 +126,36 @@ Accuracy on {data["rows"][data["scored_split"]]:,} {data["scored_split"]} rows: 
 
 def classification_table(outcome: dict[str, Any], folder: str) -> str:
     """The outcome in a few lines for the terminal."""
-    data, best = outcome["data"], max(outcome["history"], key=lambda entry: entry["eval_accuracy"])
+    data, problem = outcome["data"], _problem(outcome)
+    best = max(outcome["history"], key=lambda entry: _score(entry, problem))
     return aligned(
         [
-            ("data", f"{data['name']}, {data['rows']['train']:,} training rows, {len(data['labels'])} classes"),
+            ("data", f"{data['name']}, {data['rows']['train']:,} training rows"),
+            ("outputs", f"{len(data['labels'])}, {data['problem_type'].replace('_', ' ')}"),
             ("model", _name(outcome)),
             ("parameters", f"{outcome['parameters']:,}"),
             ("training", f"{outcome['train_seconds']:.0f} s"),
-            ("best validation accuracy", f"{best['eval_accuracy']:.2%} after epoch {best['epoch']:g}"),
-            (f"accuracy on {data['scored_split']}", f"{outcome['score']:.2%}"),
-            (f"macro F1 on {data['scored_split']}", f"{outcome['metrics']['macro_f1']:.3f}"),
-            ("most frequent class", f"{data['majority_share']:.2%}"),
+            (
+                f"best validation {problem.score_name}",
+                f"{problem.format(_score(best, problem))} after epoch {best['epoch']:g}",
+            ),
+            (f"{problem.score_name} on {data['scored_split']}", problem.format(outcome["score"])),
+            *(
+                (f"{name} on {data['scored_split']}", f"{outcome['metrics'][name]:.3f}")
+                for name in problem.metrics[1:]
+            ),
+            (problem.baseline_name, problem.format(outcome["baseline"])),
             ("written to", folder),
         ]
     )
+
+
+def _problem(outcome: dict[str, Any]) -> Problem:
+    return PROBLEMS[outcome["data"]["problem_type"]](outcome["data"]["labels"])
+
+
+def _score(entry: dict[str, float], problem: Problem) -> float:
+    return entry[f"eval_{problem.metrics[0]}"]
 
 
 def _name(outcome: dict[str, Any]) -> str:

@@ -8,31 +8,32 @@ From local CSV, JSON lines or Parquet files, or from a data set on the Hub or in
         --model lstm --parameters 100000 --output_dir runs/peptides-lstm
 
 Text columns go through any tokenizer (default: ByT5's bytes, which need no files; `--tokenizer_vocab_size` trains
-one); a column of lists of integers is taken as it is, each distinct integer a token. `--parameters` gives all three
-models the same size. `--model_name_or_path` fine-tunes a checkpoint, with its own tokenizer, instead of training from
-scratch.
+one); a column of lists of integers is taken as it is, each distinct integer a token. Labels are classes (integers or
+strings), lists of them where a row has several, or numbers to regress on. `--parameters` gives all three models the
+same size. `--model_name_or_path` fine-tunes a checkpoint, with its own tokenizer, instead of training from scratch.
 
-Every argument of `TrainingArguments` works; `--help` lists them all. The epoch with the best validation accuracy is
-kept and scored on the test split. With `--resume_from_checkpoint true` the same command takes an interrupted run up
-again at its last whole checkpoint, or starts it where there is none. The output folder then holds the checkpoint with
-its tokenizer, results.json, learning_curve.png and a model card.
+Every argument of `TrainingArguments` works; `--help` lists them all. The epoch that validates best is kept and scored
+on the test split. With `--resume_from_checkpoint true` the same command takes an interrupted run up again at its last
+whole checkpoint, or starts it where there is none. The output folder then holds the checkpoint with its tokenizer,
+results.json, learning_curve.png and a model card.
 """
 
 import bisect
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import evaluate
+import numpy as np
 import torch
 from checkpointing import resume_point
 from classification_reporting import classification_card, classification_table, learning_figure, learning_history
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from lstm_baseline import LSTMConfig
+from problems import LOWER_IS_BETTER, PROBLEMS, Problem, Regression, named, problem_of
 from reporting import run_facts, write_json
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -40,7 +41,6 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -158,7 +158,15 @@ class DataArguments:
         default="text", metadata={"help": "Column of texts or of lists of integers; several texts as a,b are joined."}
     )
     text_column_delimiter: str = field(default=" ", metadata={"help": "What joins several columns."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of classes: integers or strings."})
+    label_column_name: str = field(
+        default="label", metadata={"help": "Column of classes, lists of classes, or numbers to regress on."}
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": f"{', '.join(PROBLEMS)}; default: what the column holds. Regression on integers must be asked for."
+        },
+    )
     max_length: int | None = field(default=None, metadata={"help": "Tokens to cut a row to; default: all are kept."})
 
     def __post_init__(self) -> None:
@@ -175,6 +183,8 @@ class DataArguments:
             raise ValueError(f"--validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"--max_length must be at least 1, got {self.max_length}.")
+        if self.problem_type not in (None, *PROBLEMS):
+            raise ValueError(f"--problem_type must be one of {', '.join(PROBLEMS)}, got {self.problem_type!r}.")
         suffixes = {name: Path(file).suffix[1:] for name, file in self.files.items()}
         for name, suffix in suffixes.items():
             if suffix not in FILE_FORMATS:
@@ -220,11 +230,23 @@ class ClassificationTrainingArguments(TrainingArguments):
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log the training loss."})
     save_total_limit: int = field(default=1, metadata={"help": "Checkpoints to keep beside the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best epoch, not the last."})
-    metric_for_best_model: str = field(default="accuracy", metadata={"help": "accuracy, macro_f1 or loss."})
+    metric_for_best_model: str = field(
+        default="score",
+        metadata={
+            "help": "score (accuracy, micro F1 or R², by the problem), loss, or by name: accuracy and macro_f1 of "
+            "single labels; micro_f1, macro_f1 and exact_match of several; r2, mae and rmse of numbers."
+        },
+    )
     dataloader_pin_memory: bool = field(
         default=torch.accelerator.is_available(), metadata={"help": "Pinned memory for copies to an accelerator."}
     )
     report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
+
+    def __post_init__(self) -> None:
+        """Say of which metrics the least is the best."""
+        if self.greater_is_better is None and self.metric_for_best_model.removeprefix("eval_") in LOWER_IS_BETTER:
+            self.greater_is_better = False
+        super().__post_init__()
 
 
 def main() -> None:
@@ -233,21 +255,25 @@ def main() -> None:
     model_args, data_args, args = parser.parse_args_into_dataclasses()
     with args.main_process_first():
         raw = load_splits(data_args)
-    names = class_names(raw["train"], data_args.label_column_name)
+    problem = problem_of(raw["train"], data_args.label_column_name, data_args.problem_type)
+    if args.label_smoothing_factor and isinstance(problem, Regression):
+        raise ValueError(f"--label_smoothing_factor must be 0 for regression, got {args.label_smoothing_factor}.")
+    if args.metric_for_best_model == "score":
+        args.metric_for_best_model = problem.metrics[0]
     tokenizer = load_tokenizer(model_args, raw["train"], data_args)
     with args.main_process_first():
-        rows = encode(raw, names, tokenizer, data_args)
+        rows = encode(raw, problem, tokenizer, data_args)
     set_seed(args.seed)
     trainer = Trainer(
-        model=build_model(model_args, tokenizer, names),
+        model=build_model(model_args, tokenizer, problem),
         args=args,
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
-        compute_metrics=classification_metrics(),
-        compute_loss_func=cross_entropy(args.label_smoothing_factor),
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+        compute_metrics=metrics_of(problem),
+        compute_loss_func=loss_of(problem, args.label_smoothing_factor),
+        preprocess_logits_for_metrics=lambda logits, labels: problem.predictions(logits),
     )
 
     with args.main_process_first():
@@ -260,22 +286,25 @@ def main() -> None:
 
     scored_split = "test" if "test" in rows else "validation"
     started = time.perf_counter()
-    metrics = trainer.predict(rows[scored_split], metric_key_prefix="scored").metrics
+    scored = trainer.predict(rows[scored_split], metric_key_prefix="scored")
     test_seconds = time.perf_counter() - started
     if not trainer.is_world_process_zero():
         return
-    scored_labels = Counter(rows[scored_split]["labels"])
+    metrics = {name: scored.metrics[f"scored_{name}"] for name in (*problem.metrics, "loss")}
+    targets = np.asarray(rows[scored_split]["labels"][:])
+    constant = EvalPrediction(problem.baseline(targets), targets)
     outcome = {
         "data": {
             "name": data_args.name,
             "rows": {split: len(part) for split, part in rows.items()},
-            "labels": names,
+            "problem_type": problem.problem_type,
+            "labels": problem.names,
             "scored_split": scored_split,
-            "majority_share": max(scored_labels.values()) / scored_labels.total(),
         },
-        "score": metrics["scored_accuracy"],
-        "metrics": {name: metrics[f"scored_{name}"] for name in ("accuracy", "macro_f1", "loss")},
-        "history": learning_history(trainer.state.log_history),
+        "score": metrics[problem.metrics[0]],
+        "baseline": metrics_of(problem)(constant)[problem.metrics[0]],
+        "metrics": metrics,
+        "history": learning_history(trainer.state.log_history, problem.metrics),
     } | run_facts(
         model=trainer.model,
         arguments={"model": vars(model_args), "data": vars(data_args), "training": args.to_sanitized_dict()},
@@ -320,26 +349,6 @@ def load_splits(data_args: DataArguments) -> DatasetDict:
             if column not in rows.column_names:
                 raise ValueError(f"--{argument}: split {split!r} has no column {column!r}, only {rows.column_names}.")
     return splits
-
-
-def class_names(rows: Dataset, column: str) -> list[str]:
-    """The names of the classes, by class.
-
-    Raises:
-        ValueError: for labels that are not classes, or for fewer than two.
-    """
-    feature = rows.features[column]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    dtype = getattr(feature, "dtype", None)
-    if dtype is None or not dtype.startswith(("int", "uint", "string", "large_string", "bool")):
-        raise ValueError(f"--label_column_name: column {column!r} must hold integers or strings, got {feature}.")
-    found = rows.unique(column)
-    if None in found:
-        raise ValueError(f"--label_column_name: column {column!r} has rows without a label; leave them out.")
-    if len(found) < 2:
-        raise ValueError(f"--label_column_name: column {column!r} must have at least two classes, got {found}.")
-    return [str(value) for value in sorted(found)]
 
 
 def load_tokenizer(model_args: ModelArguments, rows: Dataset, data_args: DataArguments) -> PreTrainedTokenizerBase:
@@ -418,29 +427,28 @@ def text(row: dict[str, Any], data_args: DataArguments) -> str:
 
 
 def encode(
-    splits: DatasetDict, names: list[str], tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
+    splits: DatasetDict, problem: Problem, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
 ) -> DatasetDict:
     """The rows as Trainer takes them: `input_ids`, `attention_mask` and `labels`.
 
     Raises:
-        ValueError: for a label that is none of `names`, or a row without tokens.
+        ValueError: for a label that the `problem` does not have, or a row without tokens.
     """
-    classes = {name: index for index, name in enumerate(names)}
     truncation = {"truncation": True, "max_length": data_args.max_length} if data_args.max_length else {}
 
     def encode_row(row: dict[str, Any], split: str) -> dict[str, Any]:
-        label = row[data_args.label_column_name]
-        if isinstance(splits[split].features[data_args.label_column_name], ClassLabel) and label in range(len(names)):
-            label = names[label]
-        if str(label) not in classes:
+        label = named(row[data_args.label_column_name], splits[split].features[data_args.label_column_name])
+        try:
+            target = problem.target(label)
+        except ValueError as error:
             raise ValueError(
-                f"--label_column_name: the label {label!r} of split {split!r} is none of the training rows' classes "
-                f"{names}. If the split has no labels, choose another with --{split}_split_name."
-            )
+                f"--label_column_name: the label {label!r} of split {split!r} cannot be used: {error}. If the split "
+                f"has no labels, choose another with --{split}_split_name."
+            ) from None
         encoded = tokenizer(text(row, data_args), return_token_type_ids=False, **truncation)
         if not encoded["input_ids"]:
             raise ValueError(f"Split {split!r} has a row without tokens: {row}. Leave such rows out.")
-        return {**encoded, "labels": classes[str(label)]}
+        return {**encoded, "labels": target}
 
     return DatasetDict(
         {
@@ -450,20 +458,21 @@ def encode(
     )
 
 
-def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, names: list[str]) -> PreTrainedModel:
-    """The checkpoint with a head for the classes `names`, or a new model of the size asked for.
+def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> PreTrainedModel:
+    """The checkpoint with a head for the `problem`, or a new model of the size asked for.
 
     Raises:
         ValueError: the tokenizer has ids that the checkpoint does not know, or no model is as small as asked for.
     """
-    labels = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: index for index, name in enumerate(names)},
+    head = {
+        "problem_type": problem.problem_type,
+        "id2label": dict(enumerate(problem.names)),
+        "label2id": {name: index for index, name in enumerate(problem.names)},
     }
     path = model_args.model_name_or_path
     if path is not None:
         remote = {"trust_remote_code": model_args.trust_remote_code}
-        config = AutoConfig.from_pretrained(path, **labels, **remote)
+        config = AutoConfig.from_pretrained(path, **head, **remote)
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
                 f"The tokenizer has {len(tokenizer)} tokens, the checkpoint {path!r} knows {config.vocab_size}: "
@@ -475,7 +484,7 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
 
     def count(width: int) -> int:
         with torch.device("meta"):
-            config = scratch_config(model_args, width, tokenizer, labels)
+            config = scratch_config(model_args, width, tokenizer, head)
             return AutoModelForSequenceClassification.from_config(config).num_parameters()
 
     widths = range(1, LARGEST_WIDTH)
@@ -486,18 +495,18 @@ def build_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
         )
     above = min(bisect.bisect_left(widths, model_args.parameters, key=count), len(widths) - 1)
     width = min(widths[above - 1 : above + 1], key=lambda width: abs(count(width) - model_args.parameters))
-    return AutoModelForSequenceClassification.from_config(scratch_config(model_args, width, tokenizer, labels))
+    return AutoModelForSequenceClassification.from_config(scratch_config(model_args, width, tokenizer, head))
 
 
 def scratch_config(
-    model_args: ModelArguments, width: int, tokenizer: PreTrainedTokenizerBase, labels: dict[str, Any]
+    model_args: ModelArguments, width: int, tokenizer: PreTrainedTokenizerBase, head: dict[str, Any]
 ) -> PreTrainedConfig:
     """The configuration of a model from scratch whose one free size is `width`."""
     common = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "classifier_dropout": model_args.dropout,
-        **labels,
+        **head,
     }
     if model_args.model == "transformer":
         return ModernBertConfig(
@@ -526,9 +535,9 @@ def scratch_config(
     )
 
 
-def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics` for predicted classes: accuracy and macro F1."""
-    metric = evaluate.load(METRICS, experiment_id=str(os.getpid()))
+def metrics_of(problem: Problem) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's `compute_metrics`: the metrics of the problem."""
+    metric = evaluate.load(METRICS, problem.problem_type, experiment_id=str(os.getpid()))
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
@@ -536,12 +545,12 @@ def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
-def cross_entropy(label_smoothing: float) -> Callable[..., Tensor]:
+def loss_of(problem: Problem, label_smoothing: float) -> Callable[..., Tensor]:
     """Trainer's `compute_loss_func`, one for all models: not all divide by `num_items_in_batch` on their own."""
 
     def compute(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         reduction = "mean" if num_items_in_batch is None else "sum"
-        loss = F.cross_entropy(outputs.logits, labels, reduction=reduction, label_smoothing=label_smoothing)
+        loss = problem.loss(outputs.logits, labels, reduction, label_smoothing)
         return loss if num_items_in_batch is None else loss / num_items_in_batch
 
     return compute

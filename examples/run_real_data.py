@@ -68,7 +68,7 @@ def summary(data: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What is kept of a data set's runs."""
     shared = next(iter(runs.values()))[0]
     return {
-        "data": shared["data"],
+        "data": shared["data"] | {"majority_share": shared["baseline"]},
         "versions": shared["versions"],
         "hardware": shared["hardware"],
         "models": {

@@ -84,6 +84,76 @@ def test_integer_sequences_with_the_baselines(tmp_path, model):
     assert outcome["data"]["labels"] == ["0", "1", "2"]
 
 
+def letters(index):
+    """Texts with what may be asked of them: the share of a, both counts, the letters that occur, the length."""
+    text = ("ab", "a", "bb", "abb", "aab")[index % 5] * (1 + index % 3)
+    counts = [text.count("a"), text.count("b")]
+    return {
+        "text": text,
+        "share": counts[0] / len(text),
+        "counts": [count / 2 for count in counts],
+        "occur": sorted(set(text)),
+        "length": len(text),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "problem_type", "labels", "metrics", "best"),
+    [
+        ("prlstm", "share", "regression", ["share"], ["r2", "mae", "rmse"], "rmse"),
+        ("lstm", "counts", "regression", ["counts_0", "counts_1"], ["r2", "mae", "rmse"], "score"),
+        (
+            "transformer",
+            "occur",
+            "multi_label_classification",
+            ["a", "b"],
+            ["micro_f1", "macro_f1", "exact_match"],
+            "score",
+        ),
+    ],
+)
+def test_numbers_and_several_labels(tmp_path, model, column, problem_type, labels, metrics, best):
+    Dataset.from_list([letters(index) for index in range(60)]).to_json(tmp_path / "train.jsonl")
+    outcome = run(
+        tmp_path,
+        *("--train_file", str(tmp_path / "train.jsonl"), "--label_column_name", column, "--model", model),
+        *(*SMALL, "--num_train_epochs", "4", "--metric_for_best_model", best, "--learning_rate", "1e-2"),
+    )
+    assert outcome["data"]["problem_type"] == outcome["config"]["problem_type"] == problem_type
+    assert outcome["data"]["labels"] == labels
+    assert list(outcome["metrics"]) == [*metrics, "loss"]
+    assert outcome["score"] == outcome["metrics"][metrics[0]]
+    if problem_type == "regression":
+        assert outcome["baseline"] == pytest.approx(0, abs=1e-6)
+        assert outcome["metrics"]["loss"] == pytest.approx(outcome["metrics"]["rmse"] ** 2, rel=1e-4)
+    history = outcome["history"]
+    kept = {name.removeprefix("eval_"): [entry[name] for entry in history] for name in history[0]}
+    chosen, choose = (metrics[0], max) if best == "score" else (best, min)
+    assert outcome["metrics"][chosen] == pytest.approx(choose(kept[chosen]), rel=1e-5)
+    assert f"for {problem_type.replace('_', ' ')}" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "arguments", "message"),
+    [
+        (float("nan"), (), "it must be finite"),
+        ([1.0], (), "must have 2 numbers"),
+        (["a", "a"], (), "names a label twice"),
+        ([["a"]], (), "must hold lists of integers or strings"),
+        ("warm", ("--problem_type", "regression"), "must hold numbers or lists of numbers"),
+        (0.5, ("--label_smoothing_factor", "0.1"), "--label_smoothing_factor must be 0 for regression"),
+    ],
+)
+def test_labels_that_cannot_be_used(tmp_path, label, arguments, message):
+    other = {float: 0.25, list: [0.5, 1.5] if label == [1.0] else label, str: "cold"}[type(label)]
+    other = ["a", "b"] if label == ["a", "a"] else other
+    rows = [{"text": "ab", "label": other} for _ in range(20)] + [{"text": "ab", "label": label}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    done = start(tmp_path, "--train_file", str(tmp_path / "train.parquet"), *arguments, *SMALL)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
 def test_fine_tunes_a_checkpoint_to_other_classes(trained, tmp_path):
     rows = [{"text": "ab" * (1 + index % 4), "label": index % 3} for index in range(30)]
     Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")

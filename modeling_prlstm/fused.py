@@ -6,16 +6,16 @@ each kind of device; here is which merges, in which order, on which part of the 
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .layout import Form, Layout, Run, Step, Target
+from .layout import Form, Layout, Run, Step, Table, Target
 
-# Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
-# because the other way waits for the GPU.
-ONE_HOT_IDS = {"cpu": 64, "cuda": 1024}
+# In place of an id that there is none of: so far below 0 that no pair with it has a number that is an id.
+NO_ID = -(2**31)
 
 Pair = tuple[Tensor, Tensor]
 
@@ -30,6 +30,9 @@ class Arithmetic(Protocol):
     @property
     def rows(self) -> int | None:
         """How many rows to give it at once; None: as many as there are."""
+
+    def can_capture(self, ids: int) -> bool:
+        """Whether the work on leaves of `ids` ids can become a CUDA graph: where it does not wait for the GPU."""
 
     def operand(self, weight: Tensor) -> Tensor:
         """`weight` as `forward` takes it."""
@@ -47,7 +50,7 @@ class Arithmetic(Protocol):
         """The gradient of `leaf`'s `product`, of its results' `gradient`."""
 
     def place(self, leaves: "Leaves", out: Pair, target: Target) -> None:
-        """Copy the leaves' states to `out`, hidden and cell [slots, H]: position p of row b as merge p of `target`."""
+        """Copy the leaves' states to `out`, hidden and cell [slots, H]: position p of row b to its `target`."""
 
     def gather(self, gradient: Pair, target: Target, leaves: "Leaves") -> Pair:
         """The gradients of `leaves.hidden` and `leaves.cell`, of the `gradient` of all slots: `place` backwards."""
@@ -121,6 +124,26 @@ class Leaves(NamedTuple):
         batch, length = (self.hidden if self.ids is None else self.ids).shape[:2]
         return batch, length
 
+    def at(self, columns: slice) -> "Leaves":
+        """Those of some positions, of leaves with ids; of others, all."""
+        return self if self.ids is None else self._replace(ids=self.ids[:, columns])
+
+    def known(self) -> "Leaves":
+        """With `NO_ID` for ids that there are none of."""
+        assert self.ids is not None
+        known = self.ids.clamp(0, len(self.hidden) - 1) == self.ids
+        return self._replace(ids=torch.where(known, self.ids, NO_ID))
+
+    def pair_ids(self) -> Tensor:
+        """The ids [B, T // 2] of the pairs of neighbours; below 0 where one of them is."""
+        assert self.ids is not None
+        return torch.add(self.ids[:, 1::2], self.ids[:, :-1:2], alpha=len(self.hidden))
+
+    def all_pairs(self) -> "Leaves":
+        """Every pair of ids, in order: leaves with ids [V**2, 2]."""
+        count = len(self.hidden)
+        return self._replace(ids=torch.tril_indices(count, count, count - 1, device=self.hidden.device).t())
+
 
 class _Kept(NamedTuple):
     """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next."""
@@ -159,38 +182,75 @@ class Tree:
         self.size = like.shape[-1]
         self.wide = torch.promote_types(like.dtype, torch.float32)
         rows = arithmetic.rows or rows
-        self.parts = {step: [*step.split(layout.batch, rows)] for step in layout.levels + layout.appends}
-        self.widest = max((part.merges * layout.batch for parts in self.parts.values() for part in parts), default=0)
+        steps = *(table.step for table in layout.tables), *layout.levels, *layout.appends
+        self.parts = {step: [*step.split(rows)] for step in steps}
+        self.widest = max((part.count for parts in self.parts.values() for part in parts), default=0)
         self.states = self._states(layout.slots)
         self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
 
     def forward(self, leaves: Leaves) -> Pair:
         """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]; parts of its buffers."""
-        self.arithmetic.place(leaves, self.states, self.layout.leaves)
+        self._look_up(leaves)
         for step in self.layout.levels:
             self._merge(step)
         self._append()
         return self._result(self.states[0]), self._result(self.states[1])
 
-    def backward(self, gradient: Pair, leaves: Leaves) -> tuple[Tensor, ...]:
-        """The gradients of `leaves.hidden`, `leaves.cell` and the weights, of the result's `gradient`."""
+    def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the leaves' hidden and cell states and the weights, of the hidden result's `gradient`."""
         self._start_gradients()
-        for into, part in zip(self.gradients, gradient, strict=True):
-            self._result(into).copy_(part)
+        self._result(self.gradients[0]).copy_(gradient)
+        self._result(self.gradients[1]).zero_()
         self._append_backward()
         for step in reversed(self.layout.levels):
-            self._merge_backward(step)
-        of_leaves = self.arithmetic.gather(self.gradients, self.layout.leaves, leaves)
-        gradients = *of_leaves, *self._weights_backward()
+            self._merge_backward(step, adds=self.shares_states)
+        gradients = *self._look_up_backward(), *self._weights_backward()
         # The gates' values are spent. Were there a second backward, it would compute them again.
         self.keep = False
         self.kept = _Kept([], [])
         del self.gradients, self.slopes
         return gradients
 
+    # Leaves.
+
+    def _look_up(self, leaves: Leaves) -> None:
+        """Put the leaves, and the blocks of pairs of them that have tables, where they are merged."""
+        if self.layout.tables:
+            leaves = leaves.known()
+        self.placed: list[list[tuple[Leaves, Target]]] = []  # by level
+        for table, lookups in zip_longest(self.layout.tables, self.layout.lookups):
+            placed = [(leaves.at(columns), target) for columns, target in lookups]
+            if table is not None:
+                placed.append((leaves.all_pairs(), table.operands))
+            for part, target in placed:
+                self.arithmetic.place(part, self.states, target)
+            self.placed.append(placed)
+            if table is not None:
+                self._merge(table.step)
+                leaves = Leaves(leaves.pair_ids(), *self._results(self.states, table))
+
+    def _look_up_backward(self) -> Pair:
+        """The gradients of the leaves' states."""
+        gradients: Pair | None = None
+        for table, placed in reversed([*zip_longest(self.layout.tables, self.placed)]):
+            if gradients is not None:
+                for into, gradient in zip(self._results(self.gradients, table), gradients, strict=True):
+                    into.copy_(gradient)
+                self._merge_backward(table.step)
+            (hidden, cell), *others = (self.arithmetic.gather(self.gradients, target, part) for part, target in placed)
+            for more in others:
+                hidden.add_(more[0])
+                cell.add_(more[1])
+            gradients = hidden, cell
+        assert gradients is not None
+        return gradients
+
+    def _results(self, buffers: Pair, table: Table) -> Pair:
+        return buffers[0][table.result], buffers[1][table.result]
+
     # What the forms of the tree do each in their own way.
 
-    shares_states = False  # whether a state can be merged more than once, so that its gradients add up
+    shares_states = False  # whether a block can be merged more than once, so that its gradients add up
 
     def _append(self) -> None:
         for step in self.layout.appends:
@@ -211,8 +271,7 @@ class Tree:
 
     def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, target: Target) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
-        batch = self.layout.batch
-        count = part.merges * batch
+        batch, count = part.batch, part.count
         state = self._inputs(self.states, part.first, count)
         for number, (weight, bias) in enumerate(self.cells):
             gates = kept.gates[number]
@@ -225,18 +284,18 @@ class Tree:
                 self.arithmetic.forward(state, weight, bias, gates, (hidden, cell), in_order, batch)
                 state = hidden, cell[:, None]
 
-    def _merge_backward(self, step: Step) -> None:
+    def _merge_backward(self, step: Step, adds: bool = False) -> None:
+        """Differentiate the merges; `adds`: to the gradients that their states have, else these are not read."""
         for part in reversed(self.parts[step]):
             first = part.first
             if not self.keep:
                 first = 0
-                in_order = Target.evenly(0, self.layout.batch, part.merges)
+                in_order = Target.evenly(0, part.batch, part.merges)
                 self._run_cells(part, self.again, first, self.unused, in_order)
-            self._cells_backward(part, self.kept if self.keep else self.again, first)
+            self._cells_backward(part, self.kept if self.keep else self.again, first, adds)
 
-    def _cells_backward(self, part: Step, kept: _Kept, first: int) -> None:
-        batch = self.layout.batch
-        count = part.merges * batch
+    def _cells_backward(self, part: Step, kept: _Kept, first: int, adds: bool) -> None:
+        batch, count = part.batch, part.count
         rows = slice(first, first + count)
         gradient, target = self.gradients, part.target
         for number in reversed(range(len(self.cells))):
@@ -254,9 +313,10 @@ class Tree:
             else:
                 hidden, cell = self._inputs(self.states, part.first, count)
                 into = self._inputs(self.gradients, part.first, count)
-            adds = self.shares_states and not number
+            weight = self.cells[number][0]
+            accumulate = adds and not number
             self.arithmetic.backward(
-                gradient, target, batch, gates[rows], cell, self.cells[number][0], slopes, sums, into, adds
+                gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate
             )
             if not self.keep:
                 self.weight_gradients[number] += slopes.t() @ hidden
@@ -297,8 +357,11 @@ class Tree:
         layout = self.layout
         self.gradients = self._states(layout.slots)
         if self.shares_states:
-            self.gradients[0].zero_()
-            self.gradients[1].zero_()
+            first = layout.levels[0].first if layout.levels else 0
+            after = first + sum(step.count for step in layout.levels)
+            for part in self.gradients:
+                part[2 * first : 2 * after].zero_()
+                part[layout.spare :].zero_()
         self.between_gradients = [self._states(self.widest) for _ in self.cells[1:3]]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
@@ -307,7 +370,7 @@ class Tree:
         gates = self.kept.gates if self.keep else self.again.gates
         self.slopes = [self.arithmetic.slopes(values, self.like.dtype) for values in gates if values is not None]
         parts = [part for parts in self.parts.values() for part in parts]
-        count = sum(self.arithmetic.sums(part.merges * layout.batch) for part in parts)
+        count = sum(self.arithmetic.sums(part.count) for part in parts)
         self.bias_sums = [self.like.new_empty(count, len(weight), dtype=self.wide) for weight, _ in self.cells]
         self.summed = [0] * len(self.cells)  # how many of them there are by now
 
@@ -412,25 +475,32 @@ class EveryTree(Tree):
             self._copy(self.gradients, prefix, block, 1, add=True)
 
     def _levels_down(self) -> Iterator[tuple[Step, int]]:
-        return zip(self.layout.appends, reversed(range(len(self.layout.levels))), strict=True)
+        return zip(self.layout.appends, reversed(range(len(self.layout.appends))), strict=True)
 
     def _operands(self, step: Step, level: int) -> Iterator[tuple[Run, Run, int]]:
-        """Where the states that `step` merges come from, their slots there, and how many there are."""
+        """Where the states that `step` merges come from, unless looked up, their slots there, how many there are."""
         layout, batch = self.layout, self.layout.batch
         left, right = (Run(2 * step.first + side, 2 * batch, 2) for side in (0, 1))
-        yield Run(layout.result + (2 * 2**level - 1) * batch, 2 * 2**level * batch, 1), left, step.merges
-        paired = layout.levels[level].merges - 1
-        yield Run(2 * (layout.levels[level].first + batch), 2 * batch, 2), right, min(paired, step.merges)
+        yield self._prefixes(2 * 2**level, 2 * 2**level), left, step.merges
+        if level < len(layout.tables):
+            return
+        pairs = layout.pairs(level)
+        paired = pairs.merges - 1
+        yield Run(2 * (pairs.first + batch), 2 * batch, 2), right, min(paired, step.merges)
         if paired < step.merges:
             yield self._last_run(level), right._replace(base=right.base + paired * right.step), 1
 
     def _first_blocks(self) -> Iterator[tuple[Run, Run]]:
-        """The blocks that are the first of a level, each with the prefix that it is."""
+        """The blocks that are the first of a level, unless looked up, each with the prefix that it is."""
         layout = self.layout
-        for level in range(len(layout.levels) + 1):
-            alone = level == len(layout.levels)
-            block = self._last_run(level) if alone else Run(2 * layout.levels[level].first, 0, 2)
-            yield block, Run(layout.result + (2**level - 1) * layout.batch, 0, 1)
+        for level in range(len(layout.tables), len(layout.appends) + 1):
+            alone = level == len(layout.appends)
+            block = self._last_run(level) if alone else Run(2 * layout.pairs(level).first, 0, 2)
+            yield block, self._prefixes(2**level, 0)
+
+    def _prefixes(self, tokens: int, step: int) -> Run:
+        """The prefix of so many tokens, and those that are each `step` longer than the one before."""
+        return Run(self.layout.result + tokens - 1, step, self.layout.length)
 
     def _last_run(self, level: int) -> Run:
         place = self.layout.last[level]
@@ -441,22 +511,9 @@ class EveryTree(Tree):
         if count:
             self.arithmetic.copy(buffers, source, into, count, self.layout.batch, add)
 
-    def _prefixes(self, buffer: Tensor) -> Tensor:
-        """The slots [T, B, H] of the result."""
-        count = self.layout.length * self.layout.batch
-        slots = buffer[self.layout.result : self.layout.result + count]
-        return slots.view(self.layout.length, self.layout.batch, self.size)
-
     def _result(self, buffer: Tensor) -> Tensor:
-        return self._prefixes(buffer).transpose(0, 1)
+        batch, length = self.layout.batch, self.layout.length
+        return buffer[self.layout.result : self.layout.result + batch * length].view(batch, length, self.size)
 
 
 TREES: dict[Form, type[Tree]] = {"whole": Tree, "each": EachTree, "every": EveryTree}
-
-
-def sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:
-    """The sums [count, H] of the `gradients` [n, H] of equal `ids` [n], in an order that does not change."""
-    if count > ONE_HOT_IDS.get(ids.device.type, 0):
-        return torch.ops.aten.embedding_dense_backward(gradients, ids.long(), count, -1, False)
-    one_hot = ids == torch.arange(count, device=ids.device)[:, None]
-    return one_hot.to(gradients.dtype) @ gradients

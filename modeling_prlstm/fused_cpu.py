@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import Leaves, Pair, sum_by_id
+from .fused import Leaves, Pair
 from .layout import Run, Target
+
+# Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
+# because the other way waits for the GPU.
+ONE_HOT_IDS = {"cpu": 64, "cuda": 1024}
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 _tanh_backward = torch.ops.aten.tanh_backward
@@ -20,7 +24,15 @@ class TorchArithmetic:
     # Large enough for a product at full speed, small enough that its gates stay in the cache of a core or two.
     rows = 512
 
+    def can_capture(self, ids: int) -> bool:
+        """See `Arithmetic`."""
+        return ids <= ONE_HOT_IDS["cuda"]
+
     def operand(self, weight: Tensor) -> Tensor:
+        """The weight itself."""
+        return weight
+
+    def backward_operand(self, weight: Tensor) -> Tensor:
         """The weight itself."""
         return weight
 
@@ -53,15 +65,16 @@ class TorchArithmetic:
 
     def place(self, leaves: Leaves, out: Pair, target: Target) -> None:
         """See `Arithmetic`."""
-        ids = leaves.ids
         for into, states in zip(out, leaves[1:], strict=True):
-            pairs, last = _leaf_slots(into, target, leaves.shape)
-            if ids is None:
-                pairs.copy_(_in_pairs(states))
-            else:
-                torch.index_select(states, 0, _in_pairs(ids).flatten(), out=pairs.flatten(0, 2))
-            if last is not None:
-                last.copy_(states[:, -1] if ids is None else states[ids[:, -1]])
+            for slots, positions in _leaf_slots(into, target, leaves.shape):
+                if leaves.ids is None:
+                    slots.copy_(_in_slots(states, positions))
+                    continue
+                ids = _in_slots(leaves.ids, positions)
+                if slots.is_contiguous():
+                    torch.index_select(states, 0, ids.flatten(), out=slots.view(-1, states.shape[1]))
+                else:
+                    slots.copy_(states[ids])
 
     def gather(self, gradient: Pair, target: Target, leaves: Leaves) -> Pair:
         """See `Arithmetic`."""
@@ -143,30 +156,40 @@ class TorchArithmetic:
 
 def _of_leaves(gradient: Tensor, target: Target, leaves: Leaves, states: Tensor) -> Tensor:
     """The gradient of the leaves' `states`, of that of all slots."""
-    pairs, last = _leaf_slots(gradient, target, leaves.shape)
     ids = leaves.ids
-    if ids is None:
-        result = torch.empty_like(states, memory_format=torch.contiguous_format)
-        _in_pairs(result).copy_(pairs)
-        if last is not None:
-            result[:, -1] = last
-        return result
-    result = sum_by_id(pairs.flatten(0, 2), _in_pairs(ids).flatten(), len(states))
-    return result if last is None else result + sum_by_id(last, ids[:, -1], len(states))
+    result = torch.empty_like(states, memory_format=torch.contiguous_format) if ids is None else None
+    for slots, positions in _leaf_slots(gradient, target, leaves.shape):
+        if ids is None:
+            _in_slots(result, positions).copy_(slots)
+            continue
+        part = _sum_by_id(slots.flatten(0, 2), _in_slots(ids, positions).flatten(), len(states))
+        result = part if result is None else result.add_(part)
+    assert result is not None
+    return result
 
 
-def _leaf_slots(buffer: Tensor, target: Target, shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """The slots of leaves of `shape` (B, T): of the pairs [T // 2, B, 2, H], of the last [B, H] if T is odd."""
+def _sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:
+    """The sums [count, H] of the `gradients` [n, H] of equal `ids` [n], in an order that does not change."""
+    if count > ONE_HOT_IDS.get(ids.device.type, 0):
+        return torch.ops.aten.embedding_dense_backward(gradients, ids.long(), count, -1, False)
+    one_hot = ids == torch.arange(count, device=ids.device)[:, None]
+    return one_hot.to(gradients.dtype) @ gradients
+
+
+def _leaf_slots(buffer: Tensor, target: Target, shape: tuple[int, int]) -> list[tuple[Tensor, slice]]:
+    """The slots of leaves of `shape` (B, T) as views [m, B, n, H] of `buffer`, each with the m * n positions in it."""
     batch, length = shape
-    pairs = buffer[target.base : target.base + length // 2 * 2 * batch].view(length // 2, batch, 2, buffer.shape[1])
-    odd = slice(target.odd, target.odd + batch * target.odd_row, target.odd_row)
-    return pairs, buffer[odd] if length % 2 else None
+    views = []
+    for place, part in _places(buffer, target, batch, batch * length):
+        positions = slice((part.start or 0) // batch, None if part.stop is None else part.stop // batch)
+        views.append((place.transpose(1, 2) if place.dim() == 4 else place[None, :, None], positions))
+    return views
 
 
-def _in_pairs(values: Tensor) -> Tensor:
-    """The leaves that have a pair, of `values` [B, T, ...], in the order of their slots: [T // 2, B, 2, ...]."""
-    pairs = values.shape[1] // 2
-    return values[:, : 2 * pairs].unflatten(1, (pairs, 2)).transpose(0, 1)
+def _in_slots(values: Tensor, positions: slice) -> Tensor:
+    """The `positions` of `values` [B, T, ...] in the order of their slots, [m, B, n, ...]: one, or all in pairs."""
+    chosen = values[:, positions]
+    return chosen.unflatten(1, (-1, min(2, chosen.shape[1]))).transpose(0, 1)
 
 
 def _cell(i: Tensor, g: Tensor, forgets: list[Tensor], before: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .fused import ONE_HOT_IDS, TREES, Arithmetic, Leaves, Tree
+from .fused import TREES, Arithmetic, Leaves, Tree
 from .graphs import GraphedTree, Graphs, MakeTree, can_capture
-from .layout import Form, make_layout
-from .pairs import Pairs, make_with_pairs, repeated_levels
+from .layout import Form, make_layout, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time; of a longer row, the
 # gates of this many merges.
@@ -50,21 +49,19 @@ def compose(
     batch, length = (product if ids is None else ids).shape[:2]
     inputs = product, *weights
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    rows = max(1, CHECKPOINT_TOKENS // length) if checkpoint else batch
+    rows = min(batch, max(1, CHECKPOINT_TOKENS // length)) if checkpoint else batch
+    count = None if ids is None else len(product)
+    tables = 0 if count is None else repeated_levels(form, rows, length, count)
 
     def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
         operands = tuple(arithmetic.operand(part) if part.dim() == 2 else part for part in weights)
 
         def make_rows(part: slice, keep: bool) -> LeavesFirst:
-            def make(form: Form, batch: int, length: int) -> Tree:
-                layout = make_layout(batch, length, form)
-                own = None if lengths is None else lengths[part]
-                at_once = CHECKPOINT_TOKENS if checkpoint else None
-                return TREES[form](arithmetic, layout, product[..., ::3], operands, own, keep, at_once)
-
-            count = len(range(batch)[part])
-            levels = 0 if ids is None else repeated_levels(form, count, length, len(product))
-            return LeavesFirst(arithmetic, make_with_pairs(make, form, count, length, len(product), levels))
+            layout = make_layout(len(range(batch)[part]), length, form, count)
+            own = None if lengths is None else lengths[part]
+            at_once = CHECKPOINT_TOKENS if checkpoint else None
+            tree = TREES[form](arithmetic, layout, product[..., ::3], operands, own, keep, at_once)
+            return LeavesFirst(arithmetic, tree)
 
         if not checkpoint:
             return make_rows(slice(batch), differentiable)
@@ -72,9 +69,8 @@ def compose(
 
     with torch.autocast(product.device.type, enabled=False):
         graph = None
-        if _can_capture(ids, product, differentiable):
-            levels = 0 if every_prefix or ids is None else repeated_levels(form, batch, length, len(product))
-            leaves = min(rows, batch) * (length >> levels)
+        if product.is_cuda and can_capture() and arithmetic.can_capture((count or 0) ** 2**tables):
+            leaves = rows * (length if every_prefix else length >> tables)
             graph = graphs.get((form, checkpoint), make_tree, inputs, ids, lengths, differentiable, leaves)
         if differentiable:
             return _Compose.apply(make_tree, graph, ids, lengths, *inputs)
@@ -91,18 +87,16 @@ class LeavesFirst:
         tree: of the states.
     """
 
-    def __init__(self, arithmetic: Arithmetic, tree: Tree | Pairs):
+    def __init__(self, arithmetic: Arithmetic, tree: Tree):
         self.arithmetic, self.tree = arithmetic, tree
 
     def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
         """The hidden states of `Tree.forward`, part of its buffers; of `compose`'s `ids` and `product`."""
-        self.leaves = Leaves(ids, *self.arithmetic.leaf(product))
-        return self.tree.forward(self.leaves)[0]
+        return self.tree.forward(Leaves(ids, *self.arithmetic.leaf(product)))[0]
 
     def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
         """The gradients of `product` and the weights, of the hidden states' `gradient`."""
-        no_cell = gradient.new_zeros((), dtype=self.leaves.cell.dtype).expand_as(gradient)
-        hidden, cell, *of_weights = self.tree.backward((gradient, no_cell), self.leaves)
+        hidden, cell, *of_weights = self.tree.backward(gradient)
         return self.arithmetic.leaf_backward(product, (hidden, cell)), *of_weights
 
 
@@ -154,13 +148,6 @@ class InTurn:
 
     def _leaves(self, part: slice, product: Tensor) -> tuple[Tensor | None, Tensor]:
         return (None, product[part]) if self.ids is None else (self.ids[part], product)
-
-
-def _can_capture(ids: Tensor | None, product: Tensor, differentiable: bool) -> bool:
-    """Whether the work can become a graph, which it cannot where it waits for the GPU."""
-    if not product.is_cuda or not can_capture():
-        return False
-    return ids is None or not differentiable or len(product) <= ONE_HOT_IDS["cuda"]
 
 
 def _hidden(tree: LeavesFirst | InTurn, ids: Tensor | None, product: Tensor) -> Tensor:

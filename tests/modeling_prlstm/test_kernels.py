@@ -113,24 +113,58 @@ def test_many_rows(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("vocab_size", [100, 2000])
+@pytest.mark.parametrize("vocab_size", [100, 200, 2000])
 def test_vocabularies(backend, vocab_size):
-    """Above 64 ids the leaves' gradients are summed by another way, above 1024 there is a leaf for every token."""
+    """Of many ids the leaves' gradients are summed by another way, above 1024 there is a leaf for every token."""
     model = model_of(vocab_size=vocab_size, embedding_size=4)
-    arguments = batch_of(9), None, False
+    arguments = batch_of(9, batch=7) * (vocab_size // 5), None, False
     expected = states_and_gradients(model, "eager", *arguments)
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.parametrize("batch", [1, 3, 29])
+def test_sorted_ids(batch, monkeypatch):
+    """Parts of the tokens, sorted each: the last is not full, and one id has more of them than a program takes."""
+    monkeypatch.setattr("modeling_prlstm.kernels.ONE_HOT_IDS", 0)
+    monkeypatch.setattr("modeling_prlstm.kernels.SORTED_TOKENS", 40)
+    model = model_of()
+    tokens = batch_of(19, batch)
+    tokens[:, 5:] = 2
+    for ids in (tokens, tokens.int()):
+        expected = states_and_gradients(model, "eager", ids, None, False)
+        assert_agrees(states_and_gradients(model, "triton", ids, None, False, DEVICE["triton"]), expected, 1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
 @pytest.mark.parametrize("length", [4, 5, 15, 22])
-def test_repeated_pairs_are_merged_once(backend, length, every_prefix, monkeypatch):
-    monkeypatch.setattr("modeling_prlstm.pairs.REPEATS", 1)
-    model = model_of(vocab_size=2, num_refinements=2)
+def test_repeated_pairs_are_merged_once(backend, length, every_prefix, checkpoint, monkeypatch):
+    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
+    model = model_of(vocab_size=2, num_refinements=2).train()
     arguments = batch_of(length, batch=29) % 2, None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
+    model.composer.merge.gradient_checkpointing = checkpoint
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.parametrize("wrong", [-1, 2, 5])
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+def test_an_unknown_id_gives_nan_where_pairs_repeat(every_prefix, wrong, monkeypatch):
+    """Where no check of values is possible, as in a CUDA graph: its pairs have no number that another pair has."""
+    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
+    model = model_of(vocab_size=2, backend="triton").to(DEVICE["triton"])
+    tokens = batch_of(8, batch=29).to(DEVICE["triton"]) % 2
+    for place in range(8):
+        ids = tokens.clone()
+        ids[3, place] = wrong
+        with torch.no_grad():
+            states = model.composer(ids, None, every_prefix)[1]
+        row = states[3, place:] if every_prefix else states[3]
+        assert row.isnan().all()
+        assert states.isfinite().flatten(1).all(1).sum() == 28
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

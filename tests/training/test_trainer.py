@@ -83,6 +83,17 @@ def test_bf16(head, tmp_path):
     torch.testing.assert_close(losses(trainer), losses(expected), rtol=0, atol=0.02)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 in Trainer needs a GPU")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("setting", ["fp16", "bf16"])
+def test_mixed_precision_on_a_gpu(head, setting, tmp_path):
+    """With fp16's scaler, which skips steps whose gradients overflow until its scale fits."""
+    exact = train(tmp_path, head, use_cpu=False)
+    mixed = train(tmp_path, head, use_cpu=False, **{setting: True})
+    torch.testing.assert_close(losses(mixed), losses(exact), rtol=0, atol=0.02)
+    assert all(torch.isfinite(weight).all() for weight in mixed.model.state_dict().values())
+
+
 @pytest.mark.parametrize("every_prefix", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_stays_finite_at_length_65536(dtype, every_prefix):

@@ -37,6 +37,9 @@ class Arithmetic(Protocol):
     def operand(self, weight: Tensor) -> Tensor:
         """`weight` as `forward` takes it."""
 
+    def backward_operand(self, weight: Tensor) -> Tensor:
+        """`weight`, an `operand`, as `backward` takes it."""
+
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which the gates' values are kept for the backward, of hidden states of `dtype`."""
 
@@ -97,7 +100,7 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
             gates: their values [n, (3 + F) * H].
             cell: before the cell [n, F, H].
-            weight: `operand` of [(3 + F) * H, F * H].
+            weight: `backward_operand` of [(3 + F) * H, F * H].
             slopes: takes the gradient of the gates' sums [n, (3 + F) * H].
             sums: takes sums of `slopes` over some of its rows each, [`sums`(n), (3 + F) * H].
             into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H].
@@ -208,7 +211,7 @@ class Tree:
         # The gates' values are spent. Were there a second backward, it would compute them again.
         self.keep = False
         self.kept = _Kept([], [])
-        del self.gradients, self.slopes
+        del self.gradients, self.slopes, self.backward_weights
         return gradients
 
     # Leaves.
@@ -313,7 +316,7 @@ class Tree:
             else:
                 hidden, cell = self._inputs(self.states, part.first, count)
                 into = self._inputs(self.gradients, part.first, count)
-            weight = self.cells[number][0]
+            weight = self.backward_weights[number]
             accumulate = adds and not number
             self.arithmetic.backward(
                 gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate
@@ -362,6 +365,7 @@ class Tree:
             for part in self.gradients:
                 part[2 * first : 2 * after].zero_()
                 part[layout.spare :].zero_()
+        self.backward_weights = [self.arithmetic.backward_operand(weight) for weight, _ in self.cells]
         self.between_gradients = [self._states(self.widest) for _ in self.cells[1:3]]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)

@@ -191,7 +191,7 @@ class TritonArithmetic:
             ADD=accumulate,
             ROWS=rows,
             COLUMNS=columns,
-            num_warps=4,
+            num_warps=2 if rows > 8 else 4,
         )
         if accumulate:
             into[0].addmm_(slopes, weight)
@@ -226,7 +226,7 @@ def _forward_tile(count: int, size: int, dtype: torch.dtype) -> _Tile:
 
 def _backward_rows(count: int) -> int:
     """How many rows a program of the backward kernels takes."""
-    return 32 if count >= 8192 else 8
+    return 16 if count >= 8192 else 8
 
 
 def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:

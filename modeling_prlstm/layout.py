@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Merges that can run at once: `merges` for each of `batch` rows, from row `first` on; their results at `target`."""
+    """Merges that can run at once: `merges` for each of `batch` rows, from row `first` on; results go to `target`."""
 
     first: int
     merges: int

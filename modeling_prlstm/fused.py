@@ -17,6 +17,9 @@ from .layout import Form, Layout, Run, Step, Table, Target
 # In place of an id that there is none of: so far below 0 that no pair with it has a number that is an id.
 NO_ID = -(2**31)
 
+# The weights' gradients are products over this many rows, or the widest level, at least.
+PRODUCT_ROWS = 32768
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -43,8 +46,8 @@ class Arithmetic(Protocol):
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which the gates' values are kept for the backward, of hidden states of `dtype`."""
 
-    def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
-        """A buffer in `dtype` for the gradients of all `gates`; may be the memory of `gates` itself."""
+    def slopes(self, gates: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+        """A buffer in `dtype` for the gradients of `gates`: the memory of `gates` itself, or one of `rows` rows."""
 
     def leaf(self, product: Tensor) -> Pair:
         """The leaf cell: hidden and cell states [..., H] of products [..., 3H], rows i, g, o."""
@@ -187,7 +190,7 @@ class Tree:
         rows = arithmetic.rows or rows
         steps = *(table.step for table in layout.tables), *layout.levels, *layout.appends
         self.parts = {step: [*step.split(rows)] for step in steps}
-        self.widest = max((part.count for parts in self.parts.values() for part in parts), default=0)
+        self.widest = max((part.rows for parts in self.parts.values() for part in parts), default=0)
         self.states = self._states(layout.slots)
         self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
 
@@ -274,7 +277,7 @@ class Tree:
 
     def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, target: Target) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
-        batch, count = part.batch, part.count
+        batch, count = part.batch, part.rows
         state = self._inputs(self.states, part.first, count)
         for number, (weight, bias) in enumerate(self.cells):
             gates = kept.gates[number]
@@ -298,32 +301,68 @@ class Tree:
             self._cells_backward(part, self.kept if self.keep else self.again, first, adds)
 
     def _cells_backward(self, part: Step, kept: _Kept, first: int, adds: bool) -> None:
-        batch, count = part.batch, part.count
+        batch, count = part.batch, part.rows
         rows = slice(first, first + count)
+        at = self._make_room(part)
         gradient, target = self.gradients, part.target
         for number in reversed(range(len(self.cells))):
             gates = kept.gates[number]
             assert gates is not None
-            slopes = self.slopes[number][rows]
+            slopes = self.slopes[number][at : at + count]
             sums = self.bias_sums[number].narrow(0, self.summed[number], self.arithmetic.sums(count))
             self.summed[number] += len(sums)
             into: Pair
             if number:
-                hidden, cell = (part[rows] for part in kept.between[number - 1])
-                cell = cell[:, None]
+                cell = kept.between[number - 1][1][rows, None]
                 between = self.between_gradients[(number - 1) % 2]
                 into = between[0][:count], between[1][:count, None]
             else:
-                hidden, cell = self._inputs(self.states, part.first, count)
+                cell = self._inputs(self.states, part.first, count)[1]
                 into = self._inputs(self.gradients, part.first, count)
             weight = self.backward_weights[number]
             accumulate = adds and not number
             self.arithmetic.backward(
                 gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate
             )
-            if not self.keep:
-                self.weight_gradients[number] += slopes.t() @ hidden
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
+        if not self.keep:  # what the next part computes again goes to the same buffers
+            self._multiply_slopes()
+
+    # The slopes of all rows, from the last to the first, in buffers that may have room for a part of them alone.
+
+    slopes: list[Tensor]  # by cell
+    slopes_from: int  # the row of their first
+    waiting: slice  # the rows whose slopes are in them
+    weight_gradients: list[Tensor]  # of the rows before; none at first
+
+    def _make_room(self, part: Step) -> int:
+        """Where the slopes of `part`, whose rows are next, begin in their buffers."""
+        first, after = part.first, part.first + part.rows
+        if first < self.slopes_from:
+            self._multiply_slopes()
+            self.slopes_from = max(0, after - len(self.slopes[0])) if self.keep else first
+            self.waiting = slice(after, after)
+        self.waiting = slice(first, self.waiting.stop)
+        return first - self.slopes_from
+
+    def _multiply_slopes(self) -> None:
+        """Multiply the waiting rows' slopes with what their cells read: their part of the weights' gradients."""
+        rows, self.waiting = self.waiting, slice(0, 0)
+        count = rows.stop - rows.start
+        if not count:
+            return
+        kept, first = (self.kept, rows.start) if self.keep else (self.again, 0)
+        inputs = [
+            self._inputs(self.states, rows.start, count)[0],
+            *(hidden[first : first + count] for hidden, _ in kept.between),
+        ]
+        start = rows.start - self.slopes_from
+        slopes = [part[start : start + count].t() for part in self.slopes]
+        if not self.weight_gradients:
+            self.weight_gradients = [left @ right for left, right in zip(slopes, inputs, strict=True)]
+            return
+        for gradient, left, right in zip(self.weight_gradients, slopes, inputs, strict=True):
+            gradient.addmm_(left, right)
 
     def _inputs(self, buffers: Pair, first: int, count: int) -> Pair:
         """What `count` rows merge, from row `first` on: hidden [count, 2H] and cell [count, 2, H]."""
@@ -361,7 +400,7 @@ class Tree:
         self.gradients = self._states(layout.slots)
         if self.shares_states:
             first = layout.levels[0].first if layout.levels else 0
-            after = first + sum(step.count for step in layout.levels)
+            after = first + sum(step.rows for step in layout.levels)
             for part in self.gradients:
                 part[2 * first : 2 * after].zero_()
                 part[layout.spare :].zero_()
@@ -370,21 +409,20 @@ class Tree:
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
             self.unused = self._states(self.widest)
-            self.weight_gradients = [torch.zeros_like(weight) for weight, _ in self.cells]
         gates = self.kept.gates if self.keep else self.again.gates
-        self.slopes = [self.arithmetic.slopes(values, self.like.dtype) for values in gates if values is not None]
+        # In less than float32, a sum of several products would lose digits.
+        room = max(PRODUCT_ROWS, self.widest) if self.like.dtype == self.wide else layout.rows
+        room = min(room, layout.rows) if self.keep else self.widest
+        self.slopes = [self.arithmetic.slopes(values, self.like.dtype, room) for values in gates if values is not None]
+        self.slopes_from, self.waiting, self.weight_gradients = layout.rows, slice(0, 0), []
         parts = [part for parts in self.parts.values() for part in parts]
-        count = sum(self.arithmetic.sums(part.count) for part in parts)
+        count = sum(self.arithmetic.sums(part.rows) for part in parts)
         self.bias_sums = [self.like.new_empty(count, len(weight), dtype=self.wide) for weight, _ in self.cells]
         self.summed = [0] * len(self.cells)  # how many of them there are by now
 
     def _weights_backward(self) -> list[Tensor]:
-        if self.keep:
-            rows = self.layout.rows
-            inputs = [self._inputs(self.states, 0, rows)[0], *(hidden for hidden, _ in self.kept.between)]
-            weights = [slopes.t() @ hidden for slopes, hidden in zip(self.slopes, inputs, strict=True)]
-        else:
-            weights = self.weight_gradients
+        self._multiply_slopes()
+        weights = self.weight_gradients or [torch.zeros_like(weight) for weight, _ in self.cells]
         gradients = []
         for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
             gradients += [weight, sums.sum(0).to(bias.dtype)]

@@ -40,9 +40,9 @@ class TorchArithmetic:
         """See `Arithmetic`."""
         return torch.promote_types(dtype, torch.float32)
 
-    def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
+    def slopes(self, gates: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
         """See `Arithmetic`."""
-        return gates if gates.dtype == dtype else torch.empty_like(gates, dtype=dtype)
+        return gates if gates.dtype == dtype else gates.new_empty(rows, gates.shape[1], dtype=dtype)
 
     def leaf(self, product: Tensor) -> Pair:
         """See `Arithmetic`."""
@@ -156,15 +156,18 @@ class TorchArithmetic:
 
 def _of_leaves(gradient: Tensor, target: Target, leaves: Leaves, states: Tensor) -> Tensor:
     """The gradient of the leaves' `states`, of that of all slots."""
+    views = _leaf_slots(gradient, target, leaves.shape)
     ids = leaves.ids
-    result = torch.empty_like(states, memory_format=torch.contiguous_format) if ids is None else None
-    for slots, positions in _leaf_slots(gradient, target, leaves.shape):
-        if ids is None:
+    if ids is None:
+        result = torch.empty_like(states, memory_format=torch.contiguous_format)
+        for slots, positions in views:
             _in_slots(result, positions).copy_(slots)
-            continue
-        part = _sum_by_id(slots.flatten(0, 2), _in_slots(ids, positions).flatten(), len(states))
-        result = part if result is None else result.add_(part)
-    assert result is not None
+        return result
+    result, *others = (
+        _sum_by_id(slots.flatten(0, 2), _in_slots(ids, positions).flatten(), len(states)) for slots, positions in views
+    )
+    for other in others:
+        result += other
     return result
 
 

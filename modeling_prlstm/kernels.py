@@ -86,9 +86,11 @@ class TritonArithmetic:
         # The gates' values lie in [-1, 1]: float16 keeps as many of their bits as a TF32 product has.
         return torch.float32 if dtype == torch.float32 and not _tf32() else torch.float16
 
-    def slopes(self, gates: Tensor, dtype: torch.dtype) -> Tensor:
+    def slopes(self, gates: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
         """See `Arithmetic`."""
-        return gates.view(dtype) if gates.dtype.itemsize == dtype.itemsize else torch.empty_like(gates, dtype=dtype)
+        if gates.dtype.itemsize == dtype.itemsize:
+            return gates.view(dtype)
+        return gates.new_empty(rows, gates.shape[1], dtype=dtype)
 
     def leaf(self, product: Tensor) -> Pair:
         """See `Arithmetic`."""

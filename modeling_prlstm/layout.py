@@ -61,8 +61,8 @@ class Step(NamedTuple):
     target: Target
 
     @property
-    def count(self) -> int:
-        """All its merges."""
+    def rows(self) -> int:
+        """How many rows its merges have."""
         return self.merges * self.batch
 
     def split(self, rows: int | None) -> Iterator["Step"]:
@@ -208,9 +208,9 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None) -> Layout:
     lookups = []
     for level in range(lowest):  # the blocks that are appended
         found = []
-        place = last[level]
-        if form == "whole" and place is not None:
-            found.append(LookUp(slice(-1, None), Target(0, 0, 0, 0, *place)))
+        odd = last[level]
+        if form == "whole" and odd is not None:
+            found.append(LookUp(slice(-1, None), Target(0, 0, 0, 0, *odd)))
         elif form == "every":
             found.append(LookUp(slice(1), Target.evenly(result + 2**level - 1, 0, 1, length)))
             step = appends[below.index(level)]

@@ -149,6 +149,18 @@ def test_repeated_pairs_are_merged_once(backend, length, every_prefix, checkpoin
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is a GPU's")
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+def test_gradients_of_weights_in_parts(every_prefix, monkeypatch):
+    """The gates' gradients of TF32 need buffers of their own, which do not hold all rows."""
+    monkeypatch.setattr("modeling_prlstm.fused.PRODUCT_ROWS", 1)
+    model = model_of(num_refinements=2)
+    arguments = batch_of(37, batch=29), None, every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    assert_agrees(states_and_gradients(model, "triton", *arguments, "cuda"), expected, 2e-3)
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize("wrong", [-1, 2, 5])
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])

@@ -288,6 +288,7 @@ def main() -> None:
     started = time.perf_counter()
     scored = trainer.predict(rows[scored_split], metric_key_prefix="scored")
     test_seconds = time.perf_counter() - started
+    trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
         return
     metrics = {name: scored.metrics[f"scored_{name}"] for name in (*problem.metrics, "loss")}

@@ -5,6 +5,7 @@ It takes all of `TrainingArguments`. FOLDER then holds the model and, for each p
 `wrote`.
 """
 
+import gc
 import json
 import sys
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ def main():
     (Path(args.output_dir) / f"rank-{args.process_index}.json").write_text(json.dumps(report))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    del trainer
+    gc.collect()  # FSDP's units hold the process group: its threads must not outlive the interpreter
 
 
 def note_writes(written, event, details, folder):

@@ -211,7 +211,7 @@ def _precision() -> str:
 
 
 def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype) -> _Tile:
-    """The tile for `count` rows of some `states`: large ones for many, and for few as many programs as the chip has processors."""
+    """The tile for `count` rows: large ones for many, and for few as many programs as the chip has processors."""
     if dtype == torch.float32 and not _tf32():
         return _Tile(64, 16, 16, 4, 2)
     depth = 32 if dtype == torch.float32 else 64

@@ -32,6 +32,7 @@ import torch
 from checkpointing import resume_point
 from classification_reporting import classification_card, classification_table, learning_figure, learning_history
 from datasets import Dataset, DatasetDict, load_dataset
+from ending import end_training
 from lstm_baseline import LSTMConfig
 from problems import LOWER_IS_BETTER, PROBLEMS, Problem, Regression, named, problem_of
 from reporting import run_facts, write_json
@@ -288,7 +289,7 @@ def main() -> None:
     started = time.perf_counter()
     scored = trainer.predict(rows[scored_split], metric_key_prefix="scored")
     test_seconds = time.perf_counter() - started
-    trainer.accelerator.end_training()
+    end_training(trainer)
     if not trainer.is_world_process_zero():
         return
     metrics = {name: scored.metrics[f"scored_{name}"] for name in (*problem.metrics, "loss")}

@@ -20,6 +20,7 @@ import evaluate
 import torch
 from checkpointing import resume_point
 from datasets import Dataset, IterableDataset, load_dataset
+from ending import end_training
 from reporting import accuracy_figure, model_card, results, summary_table, write_json
 from tqdm import tqdm
 from transformers import (
@@ -148,7 +149,7 @@ def main() -> None:
     started = time.perf_counter()
     by_length = accuracy_by_length(trainer, data["test"], data_args.test_examples_per_length, data_args.test_stride)
     test_seconds = time.perf_counter() - started
-    trainer.accelerator.end_training()
+    end_training(trainer)
     if not trainer.is_world_process_zero():
         return
     outcome = results(

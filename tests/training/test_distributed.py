@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -29,16 +31,30 @@ ACCELERATE = (str(BIN / "accelerate"), "launch", "--config_file")
 
 
 def train(folder, *launcher, program=(str(HERE / "train.py"),), batch=BATCH, arguments=("--use_cpu",), **environment):
-    """Runs `program` under each of the commands `launcher` (nodes); gives the reports of its processes, by rank."""
+    """Runs `program` under each of the commands `launcher` (nodes); gives the reports of its processes, by rank.
+
+    When one node fails, or not all have ended in time, all are killed with their processes.
+    """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
     options = ("--output_dir", str(folder), "--per_device_train_batch_size", str(batch), *ARGUMENTS, *arguments)
-    nodes = [
-        subprocess.Popen([*node, *program, *options], stderr=subprocess.PIPE, text=True, env=environment)
-        for node in launcher
-    ]
-    for node in nodes:
-        errors = node.communicate(timeout=120)[1]
-        assert node.returncode == 0, errors[-4000:]
+    logs = [folder / f"node-{number}.txt" for number in range(len(launcher))]  # no pipes: a full one stops its node
+    nodes = []
+    deadline = time.monotonic() + 120
+    try:
+        for node, log in zip(launcher, logs, strict=True):
+            with log.open("w") as errors:
+                nodes.append(subprocess.Popen([*node, *program, *options], stderr=errors, env=environment))
+        while None in (codes := [node.poll() for node in nodes]) and not any(codes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                for process in (node, *psutil.Process(node.pid).children(recursive=True)):
+                    process.kill()
+                node.wait()
+    assert set(codes) == {0}, "\n".join(
+        f"{log.stem} ended with {code}:\n{log.read_text()[-4000:]}" for log, code in zip(logs, codes, strict=True)
+    )
     return [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
 
 
@@ -76,12 +92,13 @@ def test_accelerate_launch(one_process, tmp_path):
 
 
 def test_several_nodes(one_process, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = (*ACCELERATE, str(CONFIGS / "several_nodes.yaml"), "--num_processes", "2", "--main_process_port", port)
-    nodes = [(*launcher, "--machine_rank", rank) for rank in "01"]
-    check_same_training(tmp_path, train(tmp_path, *nodes), one_process)
+    with socket.socket() as taken:  # until the end: nobody else is given the port, and node 0 may listen there
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        options = ("--num_processes", "2", "--main_process_port", str(taken.getsockname()[1]))
+        launcher = (*ACCELERATE, str(CONFIGS / "several_nodes.yaml"), *options)
+        reports = train(tmp_path, *((*launcher, "--machine_rank", rank) for rank in "01"))
+    check_same_training(tmp_path, reports, one_process)
 
 
 def test_activation_checkpointing_with_a_process_that_merges_nothing(one_process, tmp_path):

@@ -110,9 +110,13 @@ def main():
     }
     (Path(args.output_dir) / f"rank-{args.process_index}.json").write_text(json.dumps(report))
     trainer.accelerator.wait_for_everyone()
+    # The group's threads must end before the interpreter does: DDP's reducer and FSDP's units hold the group and go
+    # first. The last to go waits for the threads, which may wait for the GIL: `group` lets go of it, the reducer not.
+    group = torch.distributed.group.WORLD
     trainer.accelerator.end_training()
     del trainer
-    gc.collect()  # FSDP's units hold the process group: its threads must not outlive the interpreter
+    gc.collect()
+    del group
 
 
 def note_writes(written, event, details, folder):

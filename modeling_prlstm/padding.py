@@ -50,6 +50,18 @@ def can_look_at(tensor: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
+def is_integer(tensor: Tensor) -> bool:
+    """Whether its dtype is one of integers, which booleans are not."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def check_tensors(**arguments: object) -> None:
+    """Raise a TypeError for what is neither None nor a tensor."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}: use `torch.tensor(...)`.")
+
+
 def one_sequence_a_row(
     inputs: Tensor,
     attention_mask: Tensor | None = None,
@@ -65,23 +77,32 @@ def one_sequence_a_row(
     Args:
         inputs: ids [B, T] or embeddings [B, T, E].
         attention_mask: [B, T], 1 at tokens and 0 at padding, on any side or scattered. None: no padding.
-        position_ids: [B, T]; a sequence begins where they don't go on by one from the token before.
-        seq_idx: [B, T], the number of each token's sequence.
+        position_ids: [B, T], integers; a sequence begins where they don't go on from the token before, by one or,
+            over padding, by as many positions as there are.
+        seq_idx: [B, T], integers, the number of each token's sequence.
         cu_seq_lens_q: the sequences' ends [number of sequences + 1] in a batch of one row, from 0 to T.
 
     Raises:
-        ValueError: for a mask of another shape, with values other than 0 and 1 or a row of padding alone, and for
-            boundaries that don't fit the input.
+        TypeError: for an argument that is no tensor.
+        ValueError: for a mask of another shape, with values other than 0 and 1 or a row of padding alone, for
+            boundaries that don't fit the input, `cu_seq_lens_q` with padding alone between two of them, and boundaries
+            where no values may be read.
     """
+    check_tensors(position_ids=position_ids, seq_idx=seq_idx, cu_seq_lens_q=cu_seq_lens_q)
     shape = (inputs.shape[0], inputs.shape[1])
     is_token = None if attention_mask is None else _checked_mask(attention_mask, shape)
+    if position_ids is None and seq_idx is None and cu_seq_lens_q is None:
+        return Rows(inputs, None, None, shape) if is_token is None else _compact(inputs, is_token)
+    if not can_look_at(inputs):
+        raise ValueError(
+            "`position_ids`, `seq_idx` and `cu_seq_lens_q` cannot be compiled, exported or captured: the number of "
+            "packed sequences is known only from their values. Give one sequence a row, with an `attention_mask`."
+        )
+    if is_token is None:
+        is_token = torch.ones(shape, dtype=torch.bool, device=inputs.device)
     if cu_seq_lens_q is not None:
-        seq_idx = _numbered(cu_seq_lens_q, shape)
-    if seq_idx is not None or position_ids is not None:
-        if is_token is None:
-            is_token = torch.ones(shape, dtype=torch.bool, device=inputs.device)
-        return _unpack(inputs, is_token, _begins(is_token, position_ids, seq_idx))
-    return Rows(inputs, None, None, shape) if is_token is None else _compact(inputs, is_token)
+        seq_idx = _numbered(cu_seq_lens_q, is_token)
+    return _unpack(inputs, is_token, _begins(is_token, position_ids, seq_idx))
 
 
 def _compact(inputs: Tensor, is_token: Tensor) -> Rows:
@@ -102,11 +123,6 @@ def _compact(inputs: Tensor, is_token: Tensor) -> Rows:
 
 def _unpack(inputs: Tensor, is_token: Tensor, begins: Tensor) -> Rows:
     """Give each packed sequence a row: it goes from a position that `begins` [B, T] marks to the next one."""
-    if not can_look_at(begins):
-        raise ValueError(
-            "`position_ids`, `seq_idx` and `cu_seq_lens_q` cannot be compiled, exported or captured: the number of "
-            "packed sequences is known only from their values. Give one sequence a row, with an `attention_mask`."
-        )
     shape = (inputs.shape[0], inputs.shape[1])
     inputs, is_token, begins = inputs.flatten(0, 1), is_token.flatten(), begins.flatten()
     sequence, order = begins.cumsum(0) - 1, is_token.cumsum(0) - 1
@@ -159,26 +175,35 @@ def _begins(is_token: Tensor, position_ids: Tensor | None, seq_idx: Tensor | Non
         if values is None:
             continue
         if (
-            values.shape[-1] != is_token.shape[1]
-            or values.dim() > 2
+            not is_integer(values)
+            or values.dim() not in (1, 2)
+            or values.shape[-1] != is_token.shape[1]
             or values.shape[:-1] not in ((), (1,), is_token.shape[:1])
         ):
             raise ValueError(
-                f"`{name}` must have the shape (batch, length) of the input, {tuple(is_token.shape)}, "
-                f"got {tuple(values.shape)}."
+                f"`{name}` must be integers of the shape (batch, length) of the input, {tuple(is_token.shape)}, "
+                f"got {values.dtype} of shape {tuple(values.shape)}."
             )
         values = values.expand_as(is_token)
-        goes_on = goes_on & (values == values.gather(1, before.clamp(min=0)) + step)
+        steps = values - values.gather(1, before.clamp(min=0))
+        goes_on = goes_on & ((steps == step) | (steps == step * (positions - before)))
     return is_token & ~goes_on
 
 
-def _numbered(cu_seq_lens_q: Tensor, shape: tuple[int, int]) -> Tensor:
+def _numbered(cu_seq_lens_q: Tensor, is_token: Tensor) -> Tensor:
     """The number of each token's sequence [1, T], of the sequences' ends."""
-    ends = cu_seq_lens_q.flatten()
-    sizes = ends.diff()
-    if shape[0] != 1 or len(sizes) == 0 or ends[0] != 0 or ends[-1] != shape[1] or (sizes < 1).any():
+    shape, ends = tuple(is_token.shape), cu_seq_lens_q.flatten()
+    fits = is_integer(ends) and shape[0] == 1 and len(ends) > 1 and ends[0] == 0 and ends[-1] == shape[1]
+    if not fits or (ends.diff() < 1).any():
         raise ValueError(
-            f"`cu_seq_lens_q` must rise from 0 to the length of a batch of one row, got {ends.tolist()[:8]} for a "
-            f"batch of shape {shape}."
+            "`cu_seq_lens_q` must be integers that rise from 0 to the length of a batch of one row, got "
+            f"{ends.tolist()[:8]} for a batch of shape {shape}."
         )
-    return torch.repeat_interleave(torch.arange(len(sizes), device=ends.device), sizes)[None]
+    numbers = torch.arange(len(ends) - 1, device=ends.device).repeat_interleave(ends.diff())
+    empty = torch.bincount(numbers[is_token[0]], minlength=len(ends) - 1) == 0
+    if empty.any():
+        raise ValueError(
+            f"`attention_mask` is 0 everywhere in sequence(s) {empty.nonzero().flatten().tolist()[:8]} of "
+            "`cu_seq_lens_q`: each needs at least one token, because an empty sequence has no state. Leave them out."
+        )
+    return numbers[None]

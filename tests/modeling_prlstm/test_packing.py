@@ -81,20 +81,70 @@ def test_several_packed_rows_with_padding():
 def test_plain_position_ids_change_nothing():
     model, ids = build(PRLSTMModel), torch.randint(5, (3, 9))
     positions = torch.arange(9)
-    for given in (positions, positions[None], positions.expand(3, 9)):
+    for given in (positions, positions[None], positions.expand(3, 9), positions.int()):
         torch.testing.assert_close(model(ids, position_ids=given).pooler_output, model(ids).pooler_output)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+def test_position_ids_over_padding(count_padding):
+    """Those of a row with padding anywhere: of all its positions, or of its tokens alone."""
+    model, ids = build(PRLSTMModel), torch.randint(5, (2, 9))
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 0, 1, 0], [1, 0, 1, 1, 1, 1, 0, 0, 1]])
+    positions = torch.arange(9).expand(2, 9) if count_padding else (mask.cumsum(1) - 1).clamp(min=0)
+    out, expected = model(ids, mask, position_ids=positions), model(ids, mask)
+    torch.testing.assert_close(out.pooler_output, expected.pooler_output)
+    torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state)
+
+
+def test_sequences_with_padding_of_their_own():
+    """Whose ends count the padding, as those of rows that were padded before they were packed."""
+    model, ids = build(PRLSTMModel), torch.randint(5, (1, 9))
+    mask = torch.tensor([[1, 1, 0, 0, 1, 0, 1, 1, 0]])
+    out = model(ids, mask, cu_seq_lens_q=torch.tensor([0, 4, 9], dtype=torch.int32)).pooler_output
+    for state, tokens in zip(out, (ids[:, :2], ids[:, [4, 6, 7]]), strict=True):
+        torch.testing.assert_close(state, model(tokens).pooler_output[0])
 
 
 @pytest.mark.parametrize(
     ("boundaries", "message"),
     [
-        ({"position_ids": torch.arange(8)[None]}, r"`position_ids` must have the shape .* \(1, 9\), got \(1, 8\)"),
-        ({"seq_idx": torch.zeros(2, 9)}, r"`seq_idx` must have the shape .* got \(2, 9\)"),
-        ({"cu_seq_lens_q": torch.tensor([0, 4, 8])}, "must rise from 0 to the length"),
-        ({"cu_seq_lens_q": torch.tensor([0, 5, 4, 9])}, "must rise from 0 to the length"),
-        ({"cu_seq_lens_q": torch.tensor([1, 9])}, "must rise from 0 to the length"),
+        ({"position_ids": torch.arange(8)[None]}, r"`position_ids` must be integers of .* \(1, 9\), got .* \(1, 8\)"),
+        ({"position_ids": torch.arange(9.0)}, "`position_ids` must be integers of .* got torch.float32"),
+        ({"position_ids": torch.tensor(0)}, r"`position_ids` must be integers of .* of shape \(\)"),
+        ({"position_ids": torch.arange(9)[None, None]}, r"`position_ids` must be integers of .* \(1, 1, 9\)"),
+        ({"seq_idx": torch.zeros(2, 9).long()}, r"`seq_idx` must be integers of .* of shape \(2, 9\)"),
+        ({"seq_idx": torch.zeros(9).bool()}, "`seq_idx` must be integers of .* got torch.bool"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4, 8])}, "must be integers that rise from 0 to the length"),
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 4, 9])}, "must be integers that rise from 0 to the length"),
+        ({"cu_seq_lens_q": torch.tensor([1, 9])}, "must be integers that rise from 0 to the length"),
+        ({"cu_seq_lens_q": torch.tensor([0.0, 9.0])}, "must be integers that rise from 0 to the length"),
+        ({"cu_seq_lens_q": torch.tensor([9])}, "must be integers that rise from 0 to the length"),
+        ({"cu_seq_lens_q": torch.tensor([])}, "must be integers that rise from 0 to the length"),
     ],
 )
 def test_boundaries_that_do_not_fit(boundaries, message):
     with pytest.raises(ValueError, match=message):
         build(PRLSTMModel)(torch.ones(1, 9, dtype=torch.int64), **boundaries)
+
+
+def test_ends_of_several_rows():
+    with pytest.raises(ValueError, match=r"of a batch of one row, got \[0, 9\] for a batch of shape \(2, 9\)"):
+        build(PRLSTMModel)(torch.ones(2, 9, dtype=torch.int64), cu_seq_lens_q=torch.tensor([0, 9]))
+
+
+def test_a_sequence_of_padding_alone():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1]])
+    with pytest.raises(ValueError, match=r"0 everywhere in sequence\(s\) \[1\] of `cu_seq_lens_q`"):
+        build(PRLSTMModel)(torch.ones(1, 6, dtype=torch.int64), mask, cu_seq_lens_q=torch.tensor([0, 2, 4, 6]))
+
+
+@pytest.mark.parametrize("key", ["position_ids", "seq_idx", "cu_seq_lens_q"])
+def test_boundaries_are_not_tensors(key):
+    with pytest.raises(TypeError, match=f"`{key}` must be a tensor, got list: use `torch.tensor"):
+        build(PRLSTMModel)(torch.ones(1, 3, dtype=torch.int64), **{key: [0, 1, 3]})
+
+
+def test_boundaries_cannot_be_exported():
+    inputs = {"input_ids": torch.ones(1, 9, dtype=torch.int64), "cu_seq_lens_q": torch.tensor([0, 4, 9])}
+    with pytest.raises(Exception, match="cannot be compiled, exported or captured"):
+        torch.export.export(build(PRLSTMModel), (), inputs)

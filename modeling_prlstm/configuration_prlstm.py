@@ -68,6 +68,8 @@ class PRLSTMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.num_labels < 1:
+            raise ValueError(f"`num_labels` (or the length of `id2label`) must be at least 1, got {self.num_labels}.")
         if self.num_refinements < 0:
             raise ValueError(f"`num_refinements` must be 0 or more, got {self.num_refinements}.")
         if self.cell_type == "gru" and self.num_refinements:

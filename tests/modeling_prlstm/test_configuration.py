@@ -21,6 +21,9 @@ def test_defaults_are_the_headline_model():
         ({"cell_type": "gru"}, "`num_refinements` must be 0 with `cell_type='gru'`"),
         ({"classifier_dropout": 1.0}, r"`classifier_dropout` must be in \[0, 1\), got 1.0"),
         ({"problem_type": "ranking"}, "problem_type"),
+        ({"num_labels": 0}, "`num_labels` .* must be at least 1, got 0"),
+        ({"id2label": {}}, "`num_labels` .* must be at least 1, got 0"),
+        ({"backend": "cuda"}, "backend"),
     ],
 )
 def test_invalid_values_raise_at_construction(arguments, message):

@@ -8,13 +8,19 @@ matrix products; the sums of the gates and the LSTM's cell state stay in float32
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 State = tuple[Tensor, ...]
+
+
+class Linear(Protocol):
+    """A linear map with its bias."""
+
+    def __call__(self, inputs: Tensor, rows: slice | None = None) -> Tensor:
+        """The product [..., out] of `inputs` [..., in], or those `rows` of it alone."""
 
 
 class Cell(NamedTuple):
@@ -22,8 +28,8 @@ class Cell(NamedTuple):
 
     Attributes:
         leaf: `leaf(product)`, where `product` [..., leaf_width * H] is `W_leaf x + b_leaf`; gives a state [..., H].
-        merge: `merge(pair, weight, bias)` with weight [merge_width * H, 2H]; gives a state [..., H].
-        refine: `refine(state, weight, bias)` with weight [refine_width * H, H]; gives a state [..., H].
+        merge: `merge(pair, linear)`, where `linear` maps 2H inputs to merge_width * H; gives a state [..., H].
+        refine: `refine(state, linear)`, where `linear` maps H inputs to refine_width * H; gives a state [..., H].
             None where the paper defines none.
         leaf_width: vectors in the leaf's product.
         merge_width: vectors in the merge's product.
@@ -32,8 +38,8 @@ class Cell(NamedTuple):
     """
 
     leaf: Callable[[Tensor], State]
-    merge: Callable[[State, Tensor, Tensor], State]
-    refine: Callable[[State, Tensor, Tensor], State] | None
+    merge: Callable[[State, Linear], State]
+    refine: Callable[[State, Linear], State] | None
     leaf_width: int
     merge_width: int
     refine_width: int
@@ -47,20 +53,20 @@ def lstm_leaf(product: Tensor) -> State:
     return _lstm_state(o, cell, product.dtype)
 
 
-def lstm_merge(pair: State, weight: Tensor, bias: Tensor) -> State:
-    """LSTM binary cell. `weight`: [5H, 2H], rows i, g, o, f_left, f_right; `bias`: [5H]."""
+def lstm_merge(pair: State, linear: Linear) -> State:
+    """LSTM binary cell. `linear`: 2H to 5H, rows i, g, o, f_left, f_right."""
     hidden, cell = pair
-    product = F.linear(hidden.flatten(-2), weight, bias)
+    product = linear(hidden.flatten(-2))
     i, g, o, f_left, f_right = _sums(product, 5)
     left, right = cell.unbind(-2)
     cell = i.sigmoid() * g.tanh() + f_left.sigmoid() * left + f_right.sigmoid() * right
     return _lstm_state(o, cell, product.dtype)
 
 
-def lstm_refine(state: State, weight: Tensor, bias: Tensor) -> State:
-    """LSTM refinement ("unary") cell. `weight`: [4H, H], rows i, g, o, f; `bias`: [4H]."""
+def lstm_refine(state: State, linear: Linear) -> State:
+    """LSTM refinement ("unary") cell. `linear`: H to 4H, rows i, g, o, f."""
     hidden, cell = state
-    product = F.linear(hidden, weight, bias)
+    product = linear(hidden)
     i, g, o, f = _sums(product, 4)
     cell = i.sigmoid() * g.tanh() + f.sigmoid() * cell
     return _lstm_state(o, cell, product.dtype)
@@ -71,30 +77,30 @@ def rnn_leaf(product: Tensor) -> State:
     return (product,)
 
 
-def rnn_merge(pair: State, weight: Tensor, bias: Tensor) -> State:
-    """RNN binary cell. `weight`: [H, 2H]; `bias`: [H]."""
+def rnn_merge(pair: State, linear: Linear) -> State:
+    """RNN binary cell. `linear`: 2H to H."""
     (hidden,) = pair
-    return (F.linear(hidden.flatten(-2), weight, bias).relu(),)
+    return (linear(hidden.flatten(-2)).relu(),)
 
 
-def rnn_refine(state: State, weight: Tensor, bias: Tensor) -> State:
-    """RNN refinement cell. `weight`: [H, H]; `bias`: [H]."""
+def rnn_refine(state: State, linear: Linear) -> State:
+    """RNN refinement cell. `linear`: H to H."""
     (hidden,) = state
-    return (F.linear(hidden, weight, bias).relu(),)
+    return (linear(hidden).relu(),)
 
 
-def gru_merge(pair: State, weight: Tensor, bias: Tensor) -> State:
+def gru_merge(pair: State, linear: Linear) -> State:
     """GRU binary cell: the left state is the GRU's input, the right one its previous state.
 
-    `weight`: [3H, 2H], rows z, r, a, columns left, right; `bias`: [3H].
+    `linear`: 2H to 3H, rows z, r, a, columns left, right.
     """
     (hidden,) = pair
     left, right = hidden.unbind(-2)
     size = right.shape[-1]
-    gates = F.linear(hidden.flatten(-2), weight[: 2 * size], bias[: 2 * size])
+    gates = linear(hidden.flatten(-2), slice(2 * size))
     z, r = (gate.sigmoid() for gate in _sums(gates, 2))
     gated = torch.cat((left, (r * right).to(left.dtype)), dim=-1)
-    (a,) = _sums(F.linear(gated, weight[2 * size :], bias[2 * size :]), 1)
+    (a,) = _sums(linear(gated, slice(2 * size, None)), 1)
     return (((1 - z) * right + z * a.tanh()).to(gates.dtype),)
 
 

@@ -9,7 +9,7 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 """
 
 import importlib.util
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,24 @@ class PRLSTMBinary(nn.Linear):
         self.fan_in = cell.merge_fan_in * size
 
 
+def acts_alone(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of `module` runs the `forward` of `kind` and nothing else.
+
+    If not, an adapter as LoRA's stands in its place, or a hook or offloading takes part: only a call has their effect.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module).forward is kind.forward and "forward" not in module.__dict__ and not hooks
+
+
+def call(layer: nn.Linear, inputs: Tensor, rows: slice | None = None) -> Tensor:
+    """`layer(inputs)` [..., out], or those `rows` of it alone."""
+    if rows is None:
+        return layer(inputs)
+    if acts_alone(layer, nn.Linear):
+        return F.linear(inputs, layer.weight[rows], layer.bias[rows])
+    return layer(inputs)[..., rows]
+
+
 class PRLSTMMerge(GradientCheckpointingLayer):
     """One node of the tree: the binary cell, then R refinement cells with weights of their own."""
 
@@ -53,11 +71,16 @@ class PRLSTMMerge(GradientCheckpointingLayer):
 
     def forward(self, *pair: Tensor) -> State:
         """States [..., H] composed of a `pair`: each part of the states, [..., 2, H], left state first."""
-        state = self.cell.merge(pair, self.binary.weight, self.binary.bias)
+        state = self.cell.merge(pair, partial(call, self.binary))
         if self.cell.refine is not None:
             for layer in self.refine:
-                state = self.cell.refine(state, layer.weight, layer.bias)  # type: ignore[arg-type] # ModuleList's
+                state = self.cell.refine(state, partial(call, layer))  # type: ignore[arg-type] # ModuleList's
         return state
+
+    def acts_alone(self) -> bool:
+        """Whether its layers' weights are all that decides what it gives; see the function `acts_alone`."""
+        layers = (self.binary, *self.refine)
+        return acts_alone(self, PRLSTMMerge) and all(acts_alone(layer, nn.Linear) for layer in layers)
 
 
 class PRLSTMComposer(nn.Module):
@@ -91,7 +114,7 @@ class PRLSTMComposer(nn.Module):
             traced, hidden = self._trace(inputs, lengths, every_prefix)
             return traced if with_leaves else None, hidden
         ids, product = self._products(inputs)
-        backend = choose_backend(self.config, product)
+        backend = choose_backend(self.config, product, self.merge.acts_alone())
         if backend != "eager":
             alone = _look_up(ids, self.cell.leaf(product)[:1])[0] if with_leaves else None
             return alone, self._compose(backend, ids, product, lengths, every_prefix)
@@ -152,15 +175,21 @@ class PRLSTMComposer(nn.Module):
         """
         if inputs.is_floating_point():
             return None, self.leaf(inputs)
-        vocab_size = self.leaf.in_features if self.embed_tokens is None else self.embed_tokens.num_embeddings
-        small = vocab_size <= SMALL_VOCABULARY
-        if self.embed_tokens is None:  # W_leaf times a one-hot vector is a column of W_leaf
+        vocab_size, embed = self.config.vocab_size, self.embed_tokens
+        # What else takes part, as NEFTune's noise, is meant for every token.
+        alone = acts_alone(self.leaf, nn.Linear) and (embed is None or acts_alone(embed, nn.Embedding))
+        small = alone and vocab_size <= SMALL_VOCABULARY
+        if embed is not None:
+            product = self.leaf(embed(torch.arange(vocab_size, device=inputs.device) if small else inputs))
+        elif alone:  # W_leaf times a one-hot vector is a column of W_leaf
             columns = self.leaf.weight.t()
             product = (columns if small else F.embedding(inputs, columns)) + self.leaf.bias
             product = product.to(_product_dtype(product))
         else:
-            ids = torch.arange(vocab_size, device=inputs.device) if small else inputs
-            product = self.leaf(self.embed_tokens(ids))
+            dtype = next((part.dtype for part in self.leaf.parameters() if part.is_floating_point()), torch.float32)
+            one_hot = torch.zeros(*inputs.shape, vocab_size, dtype=dtype, device=inputs.device)
+            # F.one_hot looks at the values, which a CUDA graph being captured forbids.
+            product = self.leaf(one_hot.scatter(-1, inputs.long()[:, :, None], 1))
         return inputs if small else None, product
 
     def _up_sweep(self, leaves: State) -> list[State]:
@@ -225,8 +254,13 @@ class PRLSTMComposer(nn.Module):
         return self.merge(*(torch.stack(pair, dim=-2) for pair in zip(state, block, strict=True)))
 
 
-def choose_backend(config: PRLSTMConfig, states: Tensor) -> str:
-    """The backend, "eager", "fused" or "triton", that `config.backend` gives for hidden states like `states`.
+def choose_backend(config: PRLSTMConfig, states: Tensor, alone: bool = True) -> str:
+    """The backend, "eager", "fused" or "triton", that `config.backend` gives.
+
+    Args:
+        config: names it, or "auto".
+        states: a tensor with the device and dtype of the hidden states.
+        alone: whether the merges' weights are all that decides what they give; see `PRLSTMMerge.acts_alone`.
 
     Raises:
         RuntimeError: if the one asked for cannot run.
@@ -237,6 +271,8 @@ def choose_backend(config: PRLSTMConfig, states: Tensor) -> str:
     why_not = None
     if backend != "eager" and config.cell_type != "lstm":
         why_not = f"it has LSTM cells alone, and `cell_type` is {config.cell_type!r}"
+    elif backend != "eager" and not alone:
+        why_not = "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers"
     elif backend == "triton":
         why_not = _why_not_triton(states)
     if automatic:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck
+from torch.nn import functional as F
 
 from modeling_prlstm.cells import CELLS
 
@@ -17,12 +18,17 @@ def weights(cell, dtype=torch.float64):
     return merge, refine
 
 
+def linear(weight, bias):
+    """The map of a layer with these parameters; see `cells.Linear`."""
+    return lambda inputs, rows=slice(None): F.linear(inputs, weight[rows], bias[rows])
+
+
 def test_lstm_merge_is_its_equation():
     (weight, bias), _ = weights(CELLS["lstm"])
     hidden, cell = torch.randn(2, 2, H, dtype=torch.float64)
     i, g, o, f_left, f_right = (weight @ torch.cat((hidden[0], hidden[1])) + bias).chunk(5)
     c = i.sigmoid() * g.tanh() + f_left.sigmoid() * cell[0] + f_right.sigmoid() * cell[1]
-    got_hidden, got_cell = CELLS["lstm"].merge((hidden, cell), weight, bias)
+    got_hidden, got_cell = CELLS["lstm"].merge((hidden, cell), linear(weight, bias))
     torch.testing.assert_close(got_cell, c)
     torch.testing.assert_close(got_hidden, o.sigmoid() * c.tanh())
 
@@ -32,7 +38,7 @@ def test_lstm_refine_is_its_equation():
     hidden, cell = torch.randn(2, H, dtype=torch.float64)
     i, g, o, f = (weight @ hidden + bias).chunk(4)
     c = i.sigmoid() * g.tanh() + f.sigmoid() * cell
-    got_hidden, got_cell = CELLS["lstm"].refine((hidden, cell), weight, bias)
+    got_hidden, got_cell = CELLS["lstm"].refine((hidden, cell), linear(weight, bias))
     torch.testing.assert_close(got_cell, c)
     torch.testing.assert_close(got_hidden, o.sigmoid() * c.tanh())
 
@@ -45,7 +51,7 @@ def test_gru_merge_takes_the_right_state_as_previous():
     z = (w_z[:, :H] @ x + w_z[:, H:] @ s + b_z).sigmoid()
     r = (w_r[:, :H] @ x + w_r[:, H:] @ s + b_r).sigmoid()
     a = (w_a[:, :H] @ x + w_a[:, H:] @ (r * s) + b_a).tanh()
-    (got,) = CELLS["gru"].merge((torch.stack((x, s)),), weight, bias)
+    (got,) = CELLS["gru"].merge((torch.stack((x, s)),), linear(weight, bias))
     torch.testing.assert_close(got, (1 - z) * s + z * a)
 
 
@@ -57,9 +63,9 @@ def test_gradients(name):
     product = torch.randn(2, cell.leaf_width * H, dtype=torch.float64, requires_grad=True)
     pair = tuple(torch.randn(2, 2, H, dtype=torch.float64, requires_grad=True) for _ in range(parts))
     assert gradcheck(cell.leaf, product)
-    assert gradcheck(lambda w, b, *pair: cell.merge(pair, w, b), (weight, bias, *pair))
+    assert gradcheck(lambda w, b, *pair: cell.merge(pair, linear(w, b)), (weight, bias, *pair))
     if cell.refine:
-        assert gradcheck(lambda w, b, *state: cell.refine(state, w, b), (*refine, *(p[0] for p in pair)))
+        assert gradcheck(lambda w, b, *state: cell.refine(state, linear(w, b)), (*refine, *(p[0] for p in pair)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -68,8 +74,8 @@ def test_cell_state_is_at_least_float32(dtype):
     state = CELLS["lstm"].leaf(torch.randn(2, 3 * H).to(dtype))
     for hidden, cell in (
         state,
-        CELLS["lstm"].merge(tuple(part.unsqueeze(0) for part in state), weight, bias),
-        CELLS["lstm"].refine(state, refine_weight, refine_bias),
+        CELLS["lstm"].merge(tuple(part.unsqueeze(0) for part in state), linear(weight, bias)),
+        CELLS["lstm"].refine(state, linear(refine_weight, refine_bias)),
     ):
         assert hidden.dtype == dtype
         assert cell.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

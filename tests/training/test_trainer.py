@@ -153,6 +153,13 @@ def test_activation_checkpointing_keeps_less(capsys):
     assert kept[1] < kept[0] / 2
 
 
+def test_noise_of_embeddings(tmp_path):
+    settings = {"sizes": {"embedding_size": 4}, "max_steps": 2}
+    trainer = train(tmp_path, neftune_noise_alpha=5.0, **settings)
+    assert losses(trainer)[0] != losses(train(tmp_path, **settings))[0]
+    assert not trainer.model.get_input_embeddings()._forward_hooks
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 def test_torch_compile(tmp_path):
     """Forward and backward graphs, without the C++ of the default backend, which takes minutes to build."""

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
         if cls.__module__.startswith("torch."):
             model_class = cls.__bases__[-1]
             cls.__name__, cls.__module__ = model_class.__name__, model_class.__module__
+        else:  # an automatic class is of the class that is registered for it, not of those derived from that
+            cls._auto_class = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -43,22 +45,43 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             fan_in = module.fan_in if isinstance(module, PRLSTMBinary) else module.in_features
             _truncated_normal_(module.weight, fan_in)
-            init.zeros_(module.bias)
+            if module.bias is not None:  # a derived class may have layers without
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             _truncated_normal_(module.weight, 1)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Self:
+        """Load a model; arguments and errors as in transformers.
+
+        Weights are read from safetensors alone, unless `use_safetensors` says otherwise: others must be unpickled.
+        """
+        try:
+            return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+        except OSError as error:
+            if use_safetensors and "safetensors" in str(error):
+                error.add_note(
+                    "PR-LSTM reads weights from safetensors alone by default. `use_safetensors=False` unpickles those "
+                    "of a source that you trust."
+                )
+            raise
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write the model with its code; arguments as in transformers.
 
         The configuration then names a class for every head, so that without this package, too, any of them loads the
-        folder, as a built-in model's would.
+        folder, as a built-in model's would. Of a class derived from these, it names that class alone, if it is
+        registered by `register_for_auto_class`.
         """
-        if self._auto_class is not None:
-            self.config.auto_map = {
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        auto_map = {name: code for name, code in auto_map.items() if not name.startswith("AutoModel")}
+        if self._auto_class is not None and type(self).__module__ == __name__:
+            auto_map |= {
                 "AutoModel": "modeling_prlstm.PRLSTMModel",
                 "AutoModelForSequenceClassification": "modeling_prlstm.PRLSTMForSequenceClassification",
                 "AutoModelForTokenClassification": "modeling_prlstm.PRLSTMForTokenClassification",
             }
+        self.config.auto_map = auto_map
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:

@@ -1,7 +1,9 @@
 """Checkpoints of every dtype, and where this package is not installed."""
 
+import json
 import os
 import subprocess
+import sys
 import sysconfig
 import textwrap
 import venv
@@ -12,7 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import modeling_prlstm
-from modeling_prlstm import PRLSTMForSequenceClassification
+from modeling_prlstm import PRLSTMForSequenceClassification, PRLSTMForTokenClassification, PRLSTMModel
 
 from .reference import small_config
 
@@ -75,6 +77,66 @@ def test_other_head_reports_what_is_missing(tmp_path):
     loaded, report = AutoModelForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert set(report["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     assert same_weights(loaded.prlstm, build().prlstm)
+
+
+def test_shards(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path, max_shard_size=500)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert same_weights(model, AutoModelForSequenceClassification.from_pretrained(tmp_path))
+
+
+def test_weights_that_are_given():
+    model = build()
+    loaded = PRLSTMForSequenceClassification.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert same_weights(model, loaded)
+
+
+MINE = """
+from modeling_prlstm import PRLSTMForSequenceClassification
+
+class Mine(PRLSTMForSequenceClassification):
+    pass
+"""
+
+
+@pytest.fixture
+def derived(tmp_path, monkeypatch):
+    """A class derived in another module."""
+    (tmp_path / "module").mkdir()
+    (tmp_path / "module" / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path / "module")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    import mine
+
+    return mine.Mine
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_class_derived_elsewhere(derived, registered, tmp_path):
+    build().save_pretrained(tmp_path / "base")
+    model = derived.from_pretrained(tmp_path / "base")
+    if registered:
+        derived.register_for_auto_class("AutoModelForSequenceClassification")
+    model.save_pretrained(tmp_path / "saved")
+    heads = {"AutoModelForSequenceClassification": "mine.Mine"} if registered else {}
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "configuration_prlstm.PRLSTMConfig"} | heads
+    assert config["architectures"] == ["Mine"]
+    assert (tmp_path / "saved" / "mine.py").exists() == registered
+    assert same_weights(model, derived.from_pretrained(tmp_path / "saved"))
+
+
+def test_every_head_is_named_whichever_is_saved(tmp_path):
+    for model_class in (PRLSTMModel, PRLSTMForSequenceClassification, PRLSTMForTokenClassification):
+        model_class(small_config()).save_pretrained(tmp_path)
+        auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+        assert auto_map == {
+            "AutoConfig": "configuration_prlstm.PRLSTMConfig",
+            "AutoModel": "modeling_prlstm.PRLSTMModel",
+            "AutoModelForSequenceClassification": "modeling_prlstm.PRLSTMForSequenceClassification",
+            "AutoModelForTokenClassification": "modeling_prlstm.PRLSTMForTokenClassification",
+        }
 
 
 def test_meta_device():

@@ -19,7 +19,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .composer import PRLSTMBinary, PRLSTMComposer
 from .configuration_prlstm import PRLSTMConfig
-from .padding import can_look_at, one_sequence_a_row
+from .padding import can_look_at, check_tensors, is_integer, one_sequence_a_row
 
 
 class PRLSTMPreTrainedModel(PreTrainedModel):
@@ -113,7 +113,7 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding | None:
-        """The embedding table; None with one-hot tokens."""
+        """The embedding table; None with one-hot tokens, which have none for NEFTune's noise or for resizing."""
         return self.composer.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -148,6 +148,7 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
             `pooler_output` [B, H], the state of each row's last token (of each sequence's, where rows are packed).
 
         Raises:
+            TypeError: for an argument that is no tensor.
             ValueError: for both inputs or neither, an input of the wrong shape or dtype, ids out of range, a row
                 without tokens.
         """
@@ -197,7 +198,7 @@ class PRLSTMForSequenceClassification(PRLSTMPreTrainedModel):
             input_ids: token ids [B, T].
             attention_mask: [B, T], 1 at tokens and 0 at padding.
             inputs_embeds: in place of `input_ids`, vectors [B, T, embedding_size or vocab_size].
-            labels: classes [B], int64; or targets [B] or [B, num_labels] for regression, [B, num_labels] in {0, 1}
+            labels: integer classes [B]; or targets [B] or [B, num_labels] for regression, [B, num_labels] in {0, 1}
                 for multi-label classification (see `sequence_classification_loss`).
             **kwargs: as in `PRLSTMModel.forward`; `num_items_in_batch` goes to the loss.
 
@@ -205,9 +206,9 @@ class PRLSTMForSequenceClassification(PRLSTMPreTrainedModel):
             `loss` (with labels), `logits` [B, num_labels] and, when asked for, `hidden_states`.
 
         Raises:
-            ValueError: as `PRLSTMModel.forward`.
+            TypeError, ValueError: as `PRLSTMModel.forward`, and for labels that don't fit.
         """
-        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, **kwargs)
+        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output.relu()))
         loss = None
         if labels is not None:
@@ -244,7 +245,7 @@ class PRLSTMForTokenClassification(PRLSTMPreTrainedModel):
             input_ids: token ids [B, T].
             attention_mask: [B, T], 1 at tokens and 0 at padding.
             inputs_embeds: in place of `input_ids`, vectors [B, T, embedding_size or vocab_size].
-            labels: classes [B, T], int64; -100 where there is none.
+            labels: integer classes [B, T]; -100 where there is none.
             **kwargs: as in `PRLSTMModel.forward`; `num_items_in_batch` goes to the loss.
 
         Returns:
@@ -252,14 +253,15 @@ class PRLSTMForTokenClassification(PRLSTMPreTrainedModel):
             when asked for, `hidden_states`.
 
         Raises:
-            ValueError: as `PRLSTMModel.forward`.
+            TypeError, ValueError: as `PRLSTMModel.forward`, and for labels that don't fit.
         """
-        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, **kwargs)
+        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state.relu()))
         loss = None
         if labels is not None:
+            check_tensors(labels=labels)
             _check_classes(labels, logits)
-            loss = self.loss_function(logits, labels, config=self.config, **kwargs)
+            loss = self.loss_function(logits, labels.long(), config=self.config, **kwargs)
         return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
@@ -279,19 +281,21 @@ def sequence_classification_loss(
     Args:
         logits: [B, num_labels].
         labels: regression: floats [B] or [B, num_labels]; single-label: classes [B], -100 where there is none;
-            multi-label: 0 or 1 for each class [B, num_labels].
+            multi-label: 0 or 1, or a probability, for each class [B, num_labels].
         config: its `problem_type` chooses. None: regression for one label, single-label for integer labels,
             multi-label for others.
         num_items_in_batch: the number of labels, over all processes and accumulation steps, that the sum is divided
-            by. None: the mean over this batch.
+            by. None: the mean over this batch. Trainer does not count labels of exactly -100, also of regression.
         **kwargs: further arguments of transformers' losses; not used.
 
     Returns:
         Mean squared error, cross entropy or binary cross entropy, a float32 scalar (float64 for such logits).
 
     Raises:
+        TypeError: for labels that are no tensor.
         ValueError: for labels whose shape, dtype or range does not fit the problem type.
     """
+    check_tensors(labels=labels)
     problem_type = config.problem_type
     if problem_type is None:
         if config.num_labels == 1:
@@ -311,6 +315,7 @@ def sequence_classification_loss(
                 f"`labels` must have one target for each of the logits {tuple(logits.shape)} for {problem_type}, "
                 f"got the shape {tuple(labels.shape)}. `problem_type` in the config sets the kind of target."
             )
+        _check_targets(labels, problem_type)
         measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
         loss = measure(logits, labels.reshape(logits.shape).to(logits.dtype), reduction=reduction)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
@@ -323,6 +328,7 @@ def _checked_inputs(
     config: PRLSTMConfig,
 ) -> Tensor:
     """The one input that is given, ids [B, T] or embeddings [B, T, E], after its checks."""
+    check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
     if inputs_embeds is not None:
         if input_ids is not None:
             raise ValueError("Give either `input_ids` or `inputs_embeds`; got both.")
@@ -388,16 +394,32 @@ def _at_tokens(wrong: Tensor, attention_mask: Tensor | None) -> Tensor:
     return wrong & (attention_mask != 0) if fits else wrong
 
 
+def _check_targets(labels: Tensor, problem_type: str) -> None:
+    """Raise for a regression's targets that are not finite, and for multi-label ones that are no probabilities."""
+    if not can_look_at(labels):
+        return
+    if problem_type == "regression":
+        if not labels.isfinite().all():
+            raise ValueError("`labels` must be finite for regression, got NaN or infinity.")
+    elif not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError(
+            f"`labels` must be from 0 to 1 for {problem_type}, got {labels.unique().tolist()[:8]}: a number for each "
+            "class, not the classes."
+        )
+
+
 def _check_classes(labels: Tensor, logits: Tensor) -> None:
     """Raise unless `labels` has a class, or -100, for each row of `logits` [..., num_labels]."""
     shape, count = tuple(logits.shape[:-1]), logits.shape[-1]
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.numel() != math.prod(shape):
+    fits = labels.shape == shape if len(shape) > 1 else labels.numel() == shape[0]  # of rows also [B, 1]
+    if not (is_integer(labels) and fits):
         raise ValueError(
             f"`labels` must be integer classes of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}. "
             "For classification of whole rows, `problem_type` in the config sets the kind of target."
         )
     if not can_look_at(labels):
         return
+    labels = labels.long()
     low, high = torch.stack(labels.aminmax()).tolist()
     if low >= 0 and high < count:
         return

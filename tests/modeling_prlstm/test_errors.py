@@ -61,17 +61,35 @@ CALLS = {
     "numbered mask": ({"input_ids": IDS, "attention_mask": MASK * 2}, r"got \[2\]"),
 }
 
+NO_TENSORS = {
+    "list of ids": ({"input_ids": [[0, 1]]}, "`input_ids` must be a tensor, got list: use `torch.tensor"),
+    "text": ({"input_ids": "0110"}, "`input_ids` must be a tensor, got str"),
+    "array of ids": ({"input_ids": IDS.numpy()}, "`input_ids` must be a tensor, got ndarray"),
+    "list of vectors": ({"inputs_embeds": [[[0.0] * 5]]}, "`inputs_embeds` must be a tensor, got list"),
+    "list as a mask": ({"input_ids": IDS, "attention_mask": [[1, 1, 1]] * 2}, "`attention_mask` must be a tensor"),
+    "switch as a mask": ({"input_ids": IDS, "attention_mask": True}, "`attention_mask` must be a tensor, got bool"),
+    "list of labels": ({"input_ids": IDS, "labels": [0, 1]}, "`labels` must be a tensor, got list"),
+    "number as a label": ({"input_ids": IDS, "labels": 1}, "`labels` must be a tensor, got int"),
+}
+
 ROW_LABELS = {
     "too many": (torch.ones(3).long(), r"integer classes of shape \(2,\), got torch.int64 of shape \(3,\)"),
     "boolean": (torch.ones(2).bool(), "got torch.bool"),
     "too large": (ids(0, 3), r"from 0 to 2 \(`num_labels` is 3\), or -100 .* got \[3\]"),
     "negative": (ids(-1, 0), r"got \[-1\]"),
     "floats of one label": (torch.rand(2), r"one target for each of the logits \(2, 3\) for multi_label"),
+    "of all tokens": (torch.ones(2, 3).long(), r"integer classes of shape \(2,\), got torch.int64 of shape \(2, 3\)"),
+    "scores for classes": (torch.tensor([[0.0, 2, 1]] * 2), r"from 0 to 1 for multi_label.* got \[0.0, 1.0, 2.0\]"),
+    "NaN for a class": (torch.tensor([[0.0, NAN, 1]] * 2), "from 0 to 1 for multi_label"),
 }
 
 TOKEN_LABELS = {
     "of rows": (torch.ones(2).long(), r"integer classes of shape \(2, 3\), got torch.int64 of shape \(2,\)"),
+    "transposed": (torch.ones(3, 2).long(), r"integer classes of shape \(2, 3\), got torch.int64 of shape \(3, 2\)"),
+    "flat": (torch.ones(6).long(), r"of shape \(2, 3\), got torch.int64 of shape \(6,\)"),
+    "one hot": (torch.ones(2, 3, 3).long(), r"of shape \(2, 3\), got torch.int64 of shape \(2, 3, 3\)"),
     "floating": (torch.ones(2, 3), "got torch.float32"),
+    "bytes too large": (torch.full((2, 3), 156, dtype=torch.uint8), r"got \[156\]"),
     "too large": (ids([0, 1, 2], [3, 4, 0]), r"got \[3, 4\]"),
     "negative": (ids([0, 1, 2], [-7, -100, 0]), r"got \[-7\]"),
 }
@@ -82,6 +100,14 @@ TOKEN_LABELS = {
 def test_calls(model_class, name):
     inputs, message = CALLS[name]
     with pytest.raises(ValueError, match=message):
+        build(model_class)(**inputs)
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+@pytest.mark.parametrize("model_class", [PRLSTMForSequenceClassification, PRLSTMForTokenClassification])
+def test_no_tensors(model_class, name):
+    inputs, message = NO_TENSORS[name]
+    with pytest.raises(TypeError, match=message):
         build(model_class)(**inputs)
 
 
@@ -101,6 +127,9 @@ def test_targets_of_a_regression():
     model = build(PRLSTMForSequenceClassification, num_labels=1)
     with pytest.raises(ValueError, match=r"one target for each of the logits \(2, 1\) for regression"):
         model(IDS, labels=torch.rand(3))
+    for wrong in (NAN, INF):
+        with pytest.raises(ValueError, match="must be finite for regression, got NaN or infinity"):
+            model(IDS, labels=torch.tensor([0, wrong]))
 
 
 @pytest.mark.parametrize("name", TOKEN_LABELS)
@@ -155,8 +184,17 @@ class TestCheckpoints:
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
-    def test_pickled_weights_are_not_read(self, folder):
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+    def test_pickled_weights_are_not_read(self, folder, name, monkeypatch):
+        monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+        (folder / "model.safetensors").rename(folder / name)
+        with pytest.raises(OSError, match=r"model\.safetensors") as error:
+            AutoModelForSequenceClassification.from_pretrained(folder)
+        assert "`use_safetensors=False` unpickles those of a source that you trust" in error.value.__notes__[0]
+
+    def test_pickled_weights_are_read_if_asked_for(self, folder):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        expected = AutoModelForSequenceClassification.from_pretrained(folder)
         (folder / "model.safetensors").unlink()
-        torch.save({"classifier.bias": torch.zeros(3)}, folder / "pytorch_model.bin")
-        with pytest.raises(OSError, match=r"model\.safetensors"):
-            AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=False)
+        assert torch.equal(model.classifier.weight, expected.classifier.weight)

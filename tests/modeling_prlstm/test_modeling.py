@@ -129,8 +129,21 @@ class TestOutputs:
         assert torch.equal(loss, out.loss)
         assert torch.equal(logits, out.logits)
 
+    @pytest.mark.parametrize("model_class", [PRLSTMForSequenceClassification, PRLSTMForTokenClassification])
+    def test_tuples_by_configuration(self, model_class):
+        ids = torch.randint(5, (3, 9))
+        (logits,) = build(model_class, return_dict=False)(ids)
+        assert torch.equal(logits, build(model_class)(ids).logits)
+
 
 class TestLosses:
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+    @pytest.mark.parametrize("model_class", [PRLSTMForSequenceClassification, PRLSTMForTokenClassification])
+    def test_classes_of_any_integer_dtype(self, model_class, dtype):
+        model, ids = build(model_class), torch.randint(5, (3, 9))
+        labels = torch.randint(3, model(ids).logits.shape[:-1])
+        assert torch.equal(model(ids, labels=labels.to(dtype)).loss, model(ids, labels=labels).loss)
+
     def test_ignored_positions(self):
         model, ids = build(PRLSTMForTokenClassification), torch.randint(5, (3, 9))
         labels = torch.full((3, 9), -100)
@@ -202,3 +215,12 @@ class TestInitialisation:
             assert parameter.abs().max() <= 2 * std, name
             # a normal of sd 1 cut at 2 has the sd 0.8796
             assert parameter.std().item() == pytest.approx(0.8796 * std, rel=0.1), name
+
+    def test_layers_without_bias_of_a_derived_class(self):
+        class WithProjection(PRLSTMModel):
+            def __init__(self, config):
+                super().__init__(config)
+                self.projection = torch.nn.Linear(6, 6, bias=False)
+                self.post_init()
+
+        assert build(WithProjection).projection.weight.abs().max() <= 2 * 6**-0.5

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .layout import Form, Layout, Run, Step, Table, Target
 
-# In place of an id that there is none of: so far below 0 that no pair with it has a number that is an id.
-NO_ID = -(2**31)
+# In place of an id that there is none of.
+NO_ID = -1
 
 # The weights' gradients are products over this many rows, or the widest level, at least.
 PRODUCT_ROWS = 32768
@@ -55,6 +55,9 @@ class Arithmetic(Protocol):
     def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
         """The gradient of `leaf`'s `product`, of its results' `gradient`."""
 
+    def pair_ids(self, ids: Tensor, count: int) -> Tensor:
+        """The numbers [B, T // 2] of the pairs of neighbours in `ids` [B, T]: of `count` ids; of others `NO_ID`."""
+
     def place(self, leaves: "Leaves", out: Pair, target: Target) -> None:
         """Copy the leaves' states to `out`, hidden and cell [slots, H]: position p of row b to its `target`."""
 
@@ -81,6 +84,9 @@ class Arithmetic(Protocol):
 
     def sums(self, count: int) -> int:
         """How many sums `backward` makes of `count` rows."""
+
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of `sums` [n, ...], in float32 at least, over n."""
 
     def backward(
         self,
@@ -133,17 +139,6 @@ class Leaves(NamedTuple):
     def at(self, columns: slice) -> "Leaves":
         """Those of some positions, of leaves with ids; of others, all."""
         return self if self.ids is None else self._replace(ids=self.ids[:, columns])
-
-    def known(self) -> "Leaves":
-        """With `NO_ID` for ids that there are none of."""
-        assert self.ids is not None
-        known = self.ids.clamp(0, len(self.hidden) - 1) == self.ids
-        return self._replace(ids=torch.where(known, self.ids, NO_ID))
-
-    def pair_ids(self) -> Tensor:
-        """The ids [B, T // 2] of the pairs of neighbours; below 0 where one of them is."""
-        assert self.ids is not None
-        return torch.add(self.ids[:, 1::2], self.ids[:, :-1:2], alpha=len(self.hidden))
 
     def all_pairs(self) -> "Leaves":
         """Every pair of ids, in order: leaves with ids [V**2, 2]."""
@@ -221,8 +216,6 @@ class Tree:
 
     def _look_up(self, leaves: Leaves) -> None:
         """Put the leaves, and the blocks of pairs of them that have tables, where they are merged."""
-        if self.layout.tables:
-            leaves = leaves.known()
         self.placed: list[list[tuple[Leaves, Target]]] = []  # by level
         for table, lookups in zip_longest(self.layout.tables, self.layout.lookups):
             placed = [(leaves.at(columns), target) for columns, target in lookups]
@@ -233,7 +226,9 @@ class Tree:
             self.placed.append(placed)
             if table is not None:
                 self._merge(table.step)
-                leaves = Leaves(leaves.pair_ids(), *self._results(self.states, table))
+                assert leaves.ids is not None
+                pairs = self.arithmetic.pair_ids(leaves.ids, table.ids)
+                leaves = Leaves(pairs, *self._results(self.states, table))
 
     def _look_up_backward(self) -> Pair:
         """The gradients of the leaves' states."""
@@ -425,7 +420,7 @@ class Tree:
         weights = self.weight_gradients or [torch.zeros_like(weight) for weight, _ in self.cells]
         gradients = []
         for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
-            gradients += [weight, sums.sum(0).to(bias.dtype)]
+            gradients += [weight, self.arithmetic.total(sums).to(bias.dtype)]
         return gradients
 
 

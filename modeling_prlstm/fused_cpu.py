@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import Leaves, Pair
+from .fused import NO_ID, Leaves, Pair
 from .layout import Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
@@ -63,6 +63,12 @@ class TorchArithmetic:
         for_o.copy_(_sigmoid_backward(d_hidden * activated, o))
         return slopes
 
+    def pair_ids(self, ids: Tensor, count: int) -> Tensor:
+        """See `Arithmetic`."""
+        known = ids.clamp(0, count - 1) == ids
+        pairs = torch.add(ids[:, 1::2], ids[:, :-1:2], alpha=count)
+        return torch.where(known[:, 1::2] & known[:, :-1:2], pairs, NO_ID)
+
     def place(self, leaves: Leaves, out: Pair, target: Target) -> None:
         """See `Arithmetic`."""
         for into, states in zip(out, leaves[1:], strict=True):
@@ -114,6 +120,10 @@ class TorchArithmetic:
     def sums(self, count: int) -> int:
         """See `Arithmetic`."""
         return 1
+
+    def total(self, sums: Tensor) -> Tensor:
+        """See `Arithmetic`."""
+        return sums.sum(0)
 
     def backward(
         self,

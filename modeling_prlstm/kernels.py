@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .fused import Leaves, Pair
+from .fused import NO_ID, Leaves, Pair
 from .layout import Run, Target
 
 try:
@@ -79,7 +79,11 @@ class TritonArithmetic:
 
     def backward_operand(self, weight: Tensor) -> Tensor:
         """The weight; for TF32 in columns, with which the products take two thirds of the time."""
-        return weight.t().contiguous().t() if weight.dtype == torch.float32 and _tf32() else weight
+        if weight.dtype != torch.float32 or not _tf32():
+            return weight
+        turned = weight.new_empty(weight.shape[1], weight.shape[0])
+        _transpose[tuple(triton.cdiv(size, 32) for size in weight.shape)](weight, turned, *weight.shape, BLOCK=32)
+        return turned.t()
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
@@ -111,6 +115,14 @@ class TritonArithmetic:
         _leaf_backward[grid](product, hidden, cell, slopes, hidden.numel() // hidden.shape[-1], **sizes)
         return slopes
 
+    def pair_ids(self, ids: Tensor, count: int) -> Tensor:
+        """See `Arithmetic`."""
+        batch, length = ids.shape
+        pairs = ids.new_empty(batch, length // 2)
+        places = pairs.numel(), length // 2, count
+        _pair[(triton.cdiv(pairs.numel(), 256),)](ids, pairs, *ids.stride(), *places, NO_ID=NO_ID, BLOCK=256)
+        return pairs
+
     def place(self, leaves: Leaves, out: Pair, target: Target) -> None:
         """See `Arithmetic`."""
         _move_leaves(leaves.ids, leaves[1:], out, target, leaves.shape, back=False)
@@ -119,7 +131,8 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         ids, count = leaves.ids, len(leaves.hidden)
         if ids is not None:
-            return (_sum_few if count <= ONE_HOT_IDS else _sum_many)(gradient, target, ids, count)
+            of_hidden, of_cell = (_sum_few if count <= ONE_HOT_IDS else _sum_many)(gradient, target, ids, count)
+            return of_hidden, of_cell
         shape = *leaves.shape, leaves.hidden.shape[-1]
         of_tokens = gradient[0].new_empty(shape), gradient[1].new_empty(shape)
         _move_leaves(None, of_tokens, gradient, target, leaves.shape, back=True)
@@ -168,6 +181,10 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         return triton.cdiv(count, _backward_rows(count))
 
+    def total(self, sums: Tensor) -> Tensor:
+        """See `Arithmetic`."""
+        return _total(sums)
+
     def backward(
         self,
         gradient: Pair,
@@ -193,7 +210,7 @@ class TritonArithmetic:
             ADD=accumulate,
             ROWS=rows,
             COLUMNS=columns,
-            num_warps=2 if rows > 8 else 4,
+            num_warps=2,
         )
         if accumulate:
             into[0].addmm_(slopes, weight)
@@ -217,16 +234,18 @@ def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype) -> _Ti
     depth = 32 if dtype == torch.float32 else 64
     if size < 64:
         return _Tile(32, 16, 16, 4, 2)
-    if count >= 1536:
-        return _Tile(128, 32, depth // 2, 4 if count >= 4096 and states == 2 else 8, 4)
+    if count >= 4096:
+        return _Tile(128, 32, depth // 2, 4 if states == 2 else 8, 4)
     if count >= 384:
         return _Tile(64, 16, depth, 4, 3)
-    return _Tile(16, 32, 64, 4, 3)
+    if states == 1:
+        return _Tile(16, 16, 64, 4, 3)
+    return _Tile(16, 32, 64, 4, 3) if dtype == torch.float32 else _Tile(64, 16, 64, 4, 3)
 
 
 def _backward_rows(count: int) -> int:
     """How many rows a program of the backward kernels takes."""
-    return 16 if count >= 8192 else 8
+    return 16 if count >= 2048 else 4
 
 
 def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
@@ -250,11 +269,11 @@ def _move_leaves(
     size = states[0].shape[-1]
     columns = min(128, triton.next_power_of_2(size))
     grid = triton.cdiv(batch * length, 16), triton.cdiv(size, columns)
-    ids = None if ids is None else ids.contiguous()
+    ids_at = (length, 1) if ids is None else ids.stride()
     parts = (part.contiguous() for part in states)
     where = _in_pairs(target, batch, batch * length)
     _move[grid](
-        *(ids, *parts, *slots, states[0].numel() // size, batch, length, *where),
+        *(ids, *parts, *slots, *ids_at, states[0].numel() // size, batch, length, *where),
         SIZE=size,
         BACK=back,
         ROWS=16,
@@ -262,18 +281,19 @@ def _move_leaves(
     )
 
 
-def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair:
-    """The gradients [V, H] of the `count` leaves, summed over the slots of equal `ids` [B, T]."""
+def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
+    """The gradients [2, V, H] of the `count` leaves, summed over the slots of equal `ids` [B, T]."""
     batch, length = ids.shape
     size = gradient[0].shape[-1]
     padded = max(16, triton.next_power_of_2(count))
     columns = min(64 if padded <= 64 else 32, max(16, triton.next_power_of_2(size)))
     parts = min(128, triton.cdiv(batch * length, 64))
     sums = gradient[1].new_empty(parts, 2, count, size)
-    _sum_by_id[(parts, triton.cdiv(size, columns))](
-        ids.contiguous(),
+    _sum_by_id[(parts, triton.cdiv(size, columns), 2)](
+        ids,
         *gradient,
         sums,
+        *ids.stride(),
         count,
         batch,
         length,
@@ -284,11 +304,10 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair:
         ROWS=32,
         COLUMNS=columns,
     )
-    of_hidden, of_cell = sums.sum(0)
-    return of_hidden, of_cell
+    return _total(sums)
 
 
-def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair:
+def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
     """As `_sum_few`: in each of some parts of the tokens, those of an id are brought together by sorting."""
     batch, length = ids.shape
     size = gradient[0].shape[-1]
@@ -314,12 +333,21 @@ def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Pair:
         ROWS=16,
         COLUMNS=columns,
     )
-    of_hidden, of_cell = sums.sum(0)
-    return of_hidden, of_cell
+    return _total(sums)
+
+
+def _total(parts: Tensor) -> Tensor:
+    """The sum of `parts` [n, ...] over n: of few in one kernel, of more in two."""
+    count, width = len(parts), parts.shape[1:].numel()
+    programs = max(1, triton.cdiv(count, 1024))
+    sums = parts.new_empty(programs, *parts.shape[1:])
+    _sum[(programs, triton.cdiv(width, 16))](parts, sums, count, width, PARTS=1024, ROWS=128, COLUMNS=16)
+    return sums[0] if programs == 1 else _total(sums)
 
 
 # Sizes that change with the batch and its length: not worth a compilation each.
-VARYING = ["count", "tokens", "batch", "length", "paired", "base", "pair", "side", "row", "odd", "odd_row"]
+PLACES = ["paired", "base", "pair", "side", "row", "odd", "odd_row"]
+VARYING = ["count", "tokens", "batch", "length", "ids_row", "ids_step", *PLACES]
 
 
 @triton.jit
@@ -348,6 +376,38 @@ def _round(x_ptr, rounded_ptr, count, BLOCK: tl.constexpr):
     """`TritonArithmetic.operand`."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(rounded_ptr + at, _round_to_tf32(tl.load(x_ptr + at, mask=at < count)), mask=at < count)
+
+
+@triton.jit
+def _transpose(x_ptr, turned_ptr, rows, columns, BLOCK: tl.constexpr):
+    """`turned` [columns, rows] of `x` [rows, columns]."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    x = tl.load(x_ptr + row[:, None] * columns + column[None, :], mask=inside)
+    tl.store(turned_ptr + column[:, None] * rows + row[None, :], tl.trans(x), mask=tl.trans(inside))
+
+
+@triton.jit(do_not_specialize=["count", "width"])
+def _sum(
+    parts_ptr,  # [count, width], float32
+    sums_ptr,  # [programs, width], float32
+    count,
+    width,
+    PARTS: tl.constexpr,  # how many of the parts a program adds up
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The sums of every PARTS of the parts."""
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first = tl.program_id(0) * PARTS
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(first, tl.minimum(first + PARTS, count), ROWS):
+        rows = start + tl.arange(0, ROWS)
+        inside = (rows < count)[:, None] & (columns < width)[None, :]
+        total += tl.load(parts_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :], mask=inside, other=0.0)
+    at = tl.program_id(0).to(tl.int64) * width + columns
+    tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < width)
 
 
 @triton.jit
@@ -422,6 +482,17 @@ def _leaf_backward(
     tl.store(slopes_ptr + gates_at + 2 * SIZE, (d_hidden * activated * o * (1 - o)).to(dtype), mask=inside)
 
 
+@triton.jit(do_not_specialize=["ids_row", "ids_step", "pairs", "length", "count"])
+def _pair(ids_ptr, pairs_ptr, ids_row, ids_step, pairs, length, count, NO_ID: tl.constexpr, BLOCK: tl.constexpr):
+    """`fused.Arithmetic.pair_ids`: `pairs` of them, `length` a row."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    left_at = (at // length).to(tl.int64) * ids_row + at % length * 2 * ids_step
+    left = tl.load(ids_ptr + left_at, mask=at < pairs, other=0)
+    right = tl.load(ids_ptr + left_at + ids_step, mask=at < pairs, other=0)
+    known = (left >= 0) & (left < count) & (right >= 0) & (right < count)
+    tl.store(pairs_ptr + at, tl.where(known, left * count + right, NO_ID), mask=at < pairs)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def _move(
     ids_ptr,  # [batch, length], rows of the leaves; None: these are [batch * length, SIZE]
@@ -429,6 +500,8 @@ def _move(
     cell_ptr,  # like them
     hidden_slots_ptr,  # [slots, SIZE]
     cell_slots_ptr,  # like them
+    ids_row,  # the ids' strides
+    ids_step,
     count,
     batch,
     length,
@@ -449,7 +522,7 @@ def _move(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_rows = rows < batch * length
     known = in_rows
-    leaf = (rows % batch).to(tl.int64) * length + rows // batch
+    leaf = (rows % batch).to(tl.int64) * ids_row + rows // batch * ids_step
     if ids_ptr is not None:
         leaf = tl.load(ids_ptr + leaf, mask=in_rows, other=0).to(tl.int64)
         known = in_rows & (leaf >= 0) & (leaf < count)
@@ -494,7 +567,7 @@ def _copy(
     hidden = tl.load(hidden_ptr + source_at, mask=inside)
     cell = tl.load(cell_ptr + source_at, mask=inside)
     if ADD:
-        hidden += tl.load(hidden_ptr + at, mask=inside)
+        hidden = (hidden.to(tl.float32) + tl.load(hidden_ptr + at, mask=inside).to(tl.float32)).to(hidden.dtype)
         cell += tl.load(cell_ptr + at, mask=inside)
     tl.store(hidden_ptr + at, hidden, mask=inside)
     tl.store(cell_ptr + at, cell, mask=inside)
@@ -506,6 +579,8 @@ def _sum_by_id(
     hidden_slots_ptr,  # [slots, SIZE]
     cell_slots_ptr,  # [slots, SIZE], float32
     sums_ptr,  # [programs, 2, count, SIZE], float32
+    ids_row,  # the ids' strides
+    ids_step,
     count,
     batch,
     length,
@@ -525,25 +600,23 @@ def _sum_by_id(
     """The sums of the slots of equal ids, over every ROWS-th part of the leaves that falls to a program."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     every = tl.arange(0, IDS)
-    hidden_sum = tl.zeros((IDS, COLUMNS), tl.float32)
-    cell_sum = tl.zeros((IDS, COLUMNS), tl.float32)
+    total = tl.zeros((IDS, COLUMNS), tl.float32)
     for start in range(tl.program_id(0) * ROWS, batch * length, tl.num_programs(0) * ROWS):
         rows = start + tl.arange(0, ROWS)
         in_rows = rows < batch * length
         inside = in_rows[:, None] & (columns < SIZE)[None, :]
-        leaf = (rows % batch).to(tl.int64) * length + rows // batch
-        ids = tl.load(ids_ptr + leaf, mask=in_rows, other=-1)
+        ids_at = (rows % batch).to(tl.int64) * ids_row + rows // batch * ids_step
+        ids = tl.load(ids_ptr + ids_at, mask=in_rows, other=-1)
         at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
         one_hot = (ids[None, :] == every[:, None]).to(tl.float32)
-        hidden = tl.load(hidden_slots_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        cell = tl.load(cell_slots_ptr + at, mask=inside, other=0.0)
-        hidden_sum = tl.dot(one_hot, _operand(hidden, tl.float32, PRECISION), hidden_sum, input_precision=PRECISION)
-        cell_sum = tl.dot(one_hot, _operand(cell, tl.float32, PRECISION), cell_sum, input_precision=PRECISION)
+        if tl.program_id(2) == 0:
+            values = tl.load(hidden_slots_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            values = tl.load(cell_slots_ptr + at, mask=inside, other=0.0)
+        total = tl.dot(one_hot, _operand(values, tl.float32, PRECISION), total, input_precision=PRECISION)
     inside = (every < count)[:, None] & (columns < SIZE)[None, :]
-    at = every[:, None] * SIZE + columns[None, :]
-    own = sums_ptr + tl.program_id(0).to(tl.int64) * (2 * count * SIZE)
-    tl.store(own + at, hidden_sum, mask=inside)
-    tl.store(own + count * SIZE + at, cell_sum, mask=inside)
+    own = tl.program_id(0).to(tl.int64) * 2 + tl.program_id(2)
+    tl.store(sums_ptr + own * count * SIZE + every[:, None] * SIZE + columns[None, :], total, mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -585,6 +658,11 @@ def _sum_sorted(
     at = (part * 2 * count + own).to(tl.int64) * SIZE + columns
     tl.store(sums_ptr + at, tl.sum(hidden_sum, 0), mask=columns < SIZE)
     tl.store(sums_ptr + at + count * SIZE, tl.sum(cell_sum, 0), mask=columns < SIZE)
+
+
+@triton.jit
+def _bias(at, in_columns):
+    return tl.load(at, mask=in_columns[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -653,15 +731,15 @@ def _forward(
     g, left = g_and_left.split()
 
     inside = in_rows[:, None] & in_columns[None, :]
-    bias_at = bias_ptr + columns
-    i = tl.sigmoid(i + tl.load(bias_at, mask=in_columns, other=0.0).to(tl.float32)[None, :])
-    g = _tanh(g + tl.load(bias_at + SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
-    o = tl.sigmoid(o + tl.load(bias_at + 2 * SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
-    left = tl.sigmoid(left + tl.load(bias_at + 3 * SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
     cell_at = cell_ptr + rows.to(tl.int64)[:, None] * inputs + columns[None, :]
+    bias_at = bias_ptr + columns[None, :]
+    i = tl.sigmoid(i + _bias(bias_at, in_columns))
+    g = _tanh(g + _bias(bias_at + SIZE, in_columns))
+    o = tl.sigmoid(o + _bias(bias_at + 2 * SIZE, in_columns))
+    left = tl.sigmoid(left + _bias(bias_at + 3 * SIZE, in_columns))
     cell = i * g + left * tl.load(cell_at, mask=inside, other=0.0)
     if STATES == 2:
-        right = tl.sigmoid(right + tl.load(bias_at + 4 * SIZE, mask=in_columns, other=0.0).to(tl.float32)[None, :])
+        right = tl.sigmoid(right + _bias(bias_at + 4 * SIZE, in_columns))
         cell += right * tl.load(cell_at + SIZE, mask=inside, other=0.0)
     if KEEP:
         dtype = gates_ptr.dtype.element_ty

@@ -92,13 +92,13 @@ def test_refinements(backend, num_refinements, every_prefix):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("hidden_size", [16, 33, 72])
-def test_sizes_and_dtypes(backend, dtype, hidden_size):
+@pytest.mark.parametrize(("hidden_size", "every_prefix"), [(16, True), (33, True), (72, False)])
+def test_sizes_and_dtypes(backend, dtype, hidden_size, every_prefix):
     """Half precision is held against the float32 reference with the same (rounded) weights."""
     model = model_of(dtype, hidden_size=hidden_size)
     reference = model_of(hidden_size=hidden_size)
     reference.load_state_dict(model.state_dict())
-    arguments = batch_of(6), None, False
+    arguments = batch_of(6), None, every_prefix
     expected = states_and_gradients(reference, "eager", *arguments)
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, TOLERANCE[dtype])
 

@@ -8,6 +8,9 @@ backend's. Writes JSON and two figures. The models are:
 - triton+checkpoint: the loop with activation checkpointing;
 - lstm: `torch.nn.LSTM`, on a GPU cuDNN's; transformer: the paper's encoder.
 
+Last, the steps a second of Trainer, with batches of 128 rows of up to 40 tokens: of the backends, of `TrainingStep` in
+Trainer's place for a step, and of a model of two numbers, which is what Trainer itself takes.
+
     python examples/benchmark_speed.py --precision tf32 --output examples/benchmarks/h100
 """
 
@@ -15,6 +18,7 @@ import argparse
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ import torch
 from provenance import provenance
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMForTokenClassification, TrainingStep
 
@@ -244,6 +249,82 @@ class Bench:
         return result
 
 
+class Clock(TrainerCallback):
+    """The steps a second of a training run, from its step `first` on."""
+
+    def __init__(self, first: int):
+        self.first = first
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Start at step `first`, and stop at the last."""
+        if state.global_step in (self.first, state.max_steps):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if state.global_step == self.first:
+                self.start = now
+            else:
+                self.rate = (state.max_steps - self.first) / (now - self.start)
+
+
+class Nothing(nn.Module):
+    """A model that costs nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = nn.Parameter(torch.ones(2))
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """A loss."""
+        return {"loss": self.numbers.square().sum()}
+
+
+class StepTrainer(Trainer):
+    """Trainer whose steps are `TrainingStep`'s: forward, backward, clipping and optimizer in one graph."""
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """Take the whole step; Trainer's own optimizer step then finds no gradients."""
+        if self.state.global_step == 0:
+            self.whole_step = TrainingStep(model.train(), self.optimizer.optimizer, max_grad_norm=1.0)
+        return self.whole_step(**self._prepare_inputs(inputs))
+
+
+def trainer_rate(name: str, bench: Bench, steps: int) -> float:
+    """Steps a second of Trainer, of a model of `Bench.model` or "nothing", after one round of all lengths."""
+    lengths = [(7 * step) % 40 + 1 for step in range(40)] * (1 + steps // 40)
+    generator = torch.Generator().manual_seed(0)
+    tokens = [
+        torch.randint(bench.vocab_size, (length,), generator=generator) for length in lengths for _ in range(128)
+    ]
+    rows = [{"input_ids": row, "labels": row.sum() % LABELS} for row in tokens]
+    whole = name.endswith("+step")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=128,
+            train_sampling_strategy="sequential",
+            max_grad_norm=0.0 if whole else 1.0,
+            lr_scheduler_type="constant",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=bench.device == "cpu",
+            **{"tf32": True} if bench.precision == "tf32" else {},
+        )
+        trainer = (StepTrainer if whole else Trainer)(
+            model=Nothing() if name == "nothing" else bench.model(name, every=False).float(),
+            args=arguments,
+            train_dataset=rows,
+            optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": 1e-3, "fused": True, "capturable": whole}),
+        )
+        clock = Clock(first=40)
+        trainer.add_callback(clock)
+        trainer.train()
+    return clock.rate
+
+
 def draw(path: Path, title: str, points: list[dict]) -> None:
     """Time and peak memory against length, log-log, a line for each model."""
     import matplotlib
@@ -312,7 +393,12 @@ def main() -> None:
                 f"{row['first_call'] * 1e3:9.1f} ms{'' if row['error'] is None else format(row['error'], '.0e'):>9}",
                 flush=True,
             )
-    result = facts | {"precision": precision, "rate": rate, "rows": rows}
+    trainer = {}
+    if precision != "bf16":
+        for name in ("nothing", *([f"{ours}+step"] if arguments.device == "cuda" else []), ours, "eager"):
+            trainer[name] = trainer_rate(name, bench, steps=400 if arguments.device == "cuda" else 40)
+            print(f"Trainer, {name:20}{trainer[name]:9.1f} steps/s", flush=True)
+    result = facts | {"precision": precision, "rate": rate, "rows": rows, "trainer_steps_per_second": trainer}
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / f"{precision}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

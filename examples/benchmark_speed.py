@@ -8,8 +8,8 @@ backend's. Writes JSON and two figures. The models are:
 - triton+checkpoint: the loop with activation checkpointing;
 - lstm: `torch.nn.LSTM`, on a GPU cuDNN's; transformer: the paper's encoder.
 
-Last, the steps a second of Trainer, with batches of 128 rows of up to 40 tokens: of the backends, of `TrainingStep` in
-Trainer's place for a step, and of a model of two numbers, which is what Trainer itself takes.
+Last, the steps a second of Trainer, with batches of 128 rows of up to 40 tokens: of the backends, of `StepTrainer`
+("+step"), and of a model of two numbers, "nothing": what Trainer itself takes.
 
     python examples/benchmark_speed.py --precision tf32 --output examples/benchmarks/h100
 """
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMForTokenClassification, TrainingStep
+from modeling_prlstm.step_trainer import StepTrainer
 
 HIDDEN, LABELS = 256, 2
 TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
@@ -279,16 +280,6 @@ class Nothing(nn.Module):
         return {"loss": self.numbers.square().sum()}
 
 
-class StepTrainer(Trainer):
-    """Trainer whose steps are `TrainingStep`'s: forward, backward, clipping and optimizer in one graph."""
-
-    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | None = None) -> Tensor:
-        """Take the whole step; Trainer's own optimizer step then finds no gradients."""
-        if self.state.global_step == 0:
-            self.whole_step = TrainingStep(model.train(), self.optimizer.optimizer, max_grad_norm=1.0)
-        return self.whole_step(**self._prepare_inputs(inputs))
-
-
 def trainer_rate(name: str, bench: Bench, steps: int) -> float:
     """Steps a second of Trainer, of a model of `Bench.model` or "nothing", after one round of all lengths."""
     lengths = [(7 * step) % 40 + 1 for step in range(40)] * (1 + steps // 40)
@@ -297,14 +288,13 @@ def trainer_rate(name: str, bench: Bench, steps: int) -> float:
         torch.randint(bench.vocab_size, (length,), generator=generator) for length in lengths for _ in range(128)
     ]
     rows = [{"input_ids": row, "labels": row.sum() % LABELS} for row in tokens]
-    whole = name.endswith("+step")
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=1,
+            learning_rate=1e-3,
             per_device_train_batch_size=128,
             train_sampling_strategy="sequential",
-            max_grad_norm=0.0 if whole else 1.0,
             lr_scheduler_type="constant",
             save_strategy="no",
             logging_strategy="no",
@@ -313,11 +303,10 @@ def trainer_rate(name: str, bench: Bench, steps: int) -> float:
             use_cpu=bench.device == "cpu",
             **{"tf32": True} if bench.precision == "tf32" else {},
         )
-        trainer = (StepTrainer if whole else Trainer)(
+        trainer = (StepTrainer if name.endswith("+step") else Trainer)(
             model=Nothing() if name == "nothing" else bench.model(name, every=False).float(),
             args=arguments,
             train_dataset=rows,
-            optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": 1e-3, "fused": True, "capturable": whole}),
         )
         clock = Clock(first=40)
         trainer.add_callback(clock)

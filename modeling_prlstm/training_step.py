@@ -31,8 +31,8 @@ class TrainingStep:
         max_grad_norm: to which the norm of all gradients is clipped; None: they are not.
 
     Raises:
-        ValueError: for an optimizer that a graph cannot hold (Adam and others without `capturable=True`), and for a
-            model that is spread over processes.
+        ValueError: for an optimizer that a graph cannot hold (Adam and others without `capturable=True`, SGD and
+            others without `fused=True`), and for a model that is spread over processes.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = 1.0):
@@ -100,9 +100,10 @@ class TrainingStep:
                 "Trainer or a loop of your own."
             )
         for group in self.optimizer.param_groups:
-            if group.get("capturable") is False:
+            option = "capturable" if "capturable" in group else "fused"  # what keeps it from reading the GPU's values
+            if not group.get(option):
                 raise ValueError(
-                    f"`optimizer` must be made with `capturable=True` to become part of a CUDA graph, got "
+                    f"`optimizer` must be made with `{option}=True` to become part of a CUDA graph, got "
                     f"{type(self.optimizer).__name__} without it."
                 )
             if not isinstance(group["lr"], Tensor):

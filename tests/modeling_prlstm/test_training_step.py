@@ -86,7 +86,8 @@ def test_ids_out_of_range_do_not_pass_unseen():
 
 
 @needs_gpu
-def test_an_optimizer_that_cannot_be_captured_is_refused():
+@pytest.mark.parametrize(("optimizer", "option"), [(torch.optim.Adam, "capturable"), (torch.optim.SGD, "fused")])
+def test_an_optimizer_that_cannot_be_captured_is_refused(optimizer, option):
     model = model_on("cuda")
-    with pytest.raises(ValueError, match="`optimizer` must be made with `capturable=True`"):
-        TrainingStep(model, adam(model))
+    with pytest.raises(ValueError, match=f"`optimizer` must be made with `{option}=True`"):
+        TrainingStep(model, optimizer(model.parameters(), lr=1e-2))

@@ -10,13 +10,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainingArguments
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMModel
+from modeling_prlstm.step_trainer import StepTrainer
 
 from .train import CHECKPOINTING, NUM_ROWS, Collator, build_model, build_rows
 
 HEADS = ("rows", "tokens")
 
 
-def train(folder, head="rows", resume=None, sizes=None, **arguments):
+def train(folder, head="rows", resume=None, sizes=None, trainer_class=Trainer, **arguments):
     settings = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -31,7 +32,7 @@ def train(folder, head="rows", resume=None, sizes=None, **arguments):
         "per_device_train_batch_size": 12,
         "train_sampling_strategy": "sequential",
     }
-    trainer = Trainer(
+    trainer = trainer_class(
         model=build_model(head, **(sizes or {})),
         args=TrainingArguments(**settings | arguments),
         data_collator=Collator(),
@@ -81,6 +82,31 @@ def test_bf16(head, tmp_path):
     trainer, expected = train(tmp_path, head, bf16=True), train(tmp_path, head)
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     torch.testing.assert_close(losses(trainer), losses(expected), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_whole_steps_train_as_trainer_does(head, bf16, tmp_path):
+    """With a schedule of the learning rate, weight decay, clipping and two epochs; on a GPU too."""
+    settings = {"num_train_epochs": 2, "weight_decay": 0.1, "max_grad_norm": 0.05, "bf16": bf16}
+    settings["use_cpu"] = not torch.cuda.is_available()
+    expected = train(tmp_path / "plain", head, **settings)
+    check_same(
+        train(tmp_path / "whole", head, trainer_class=StepTrainer, **settings), expected, 1e-3 if bf16 else 1e-5
+    )
+
+
+def test_whole_steps_resume(tmp_path):
+    settings = {"trainer_class": StepTrainer, "save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
+    whole = train(tmp_path / "whole", **settings)
+    resumed = train(tmp_path / "again", resume=str(tmp_path / "whole" / "checkpoint-4"), **settings)
+    check_same(resumed, whole, 0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("gradient_accumulation_steps", 2), ("label_smoothing_factor", 0.1)])
+def test_what_whole_steps_cannot_do_is_refused(name, value, tmp_path):
+    with pytest.raises(ValueError, match=f"`{name}` must be . with StepTrainer, got {value}"):
+        train(tmp_path, trainer_class=StepTrainer, **{name: value})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 in Trainer needs a GPU")

@@ -1,8 +1,8 @@
 """The fused paths' schedule of a whole tree, forward and backward.
 
-What a merge computes is left to an `Arithmetic`, one for
-each kind of device; here is which merges, in which order, on which part of the buffers. The results are those of
-`cells.py` and `composer.py`, for LSTM cells alone (paper section 3).
+What a merge computes is left to an `Arithmetic`, one for each kind of device; here is which merges, in which order, on
+which part of the buffers. The results are those of `cells.py` and `composer.py`, for LSTM cells alone (paper
+section 3).
 """
 
 from collections.abc import Iterator
@@ -356,8 +356,11 @@ class Tree:
         if not self.weight_gradients:
             self.weight_gradients = [left @ right for left, right in zip(slopes, inputs, strict=True)]
             return
-        for gradient, left, right in zip(self.weight_gradients, slopes, inputs, strict=True):
-            gradient.addmm_(left, right)
+        for number, (left, right) in enumerate(zip(slopes, inputs, strict=True)):
+            if left.dtype == self.wide:
+                self.weight_gradients[number].addmm_(left, right)
+            else:  # a sum of many parts in less than float32 would lose digits
+                self.weight_gradients[number] = self.weight_gradients[number].to(self.wide).add_(left @ right)
 
     def _inputs(self, buffers: Pair, first: int, count: int) -> Pair:
         """What `count` rows merge, from row `first` on: hidden [count, 2H] and cell [count, 2, H]."""
@@ -420,7 +423,7 @@ class Tree:
         weights = self.weight_gradients or [torch.zeros_like(weight) for weight, _ in self.cells]
         gradients = []
         for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
-            gradients += [weight, self.arithmetic.total(sums).to(bias.dtype)]
+            gradients += [weight.to(bias.dtype), self.arithmetic.total(sums).to(bias.dtype)]
         return gradients
 
 

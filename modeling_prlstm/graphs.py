@@ -4,6 +4,7 @@ A graph replays the forward or the backward of one shape of batch with one launc
 copied in, results are copied out, so that nothing of this shows outside.
 """
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -18,8 +19,7 @@ from torch import Tensor
 # Each graph keeps its tree's buffers. The shares of the GPU's memory that one may keep, and all of a model.
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
 # About how many bytes that is for each of a tree's leaves, times H; and without a backward.
-BYTES, FORWARD_BYTES = 100, 25
-
+BYTES, FORWARD_BYTES = 160, 40
 
 _paused = ContextVar("_paused", default=False)
 
@@ -86,6 +86,8 @@ class GraphedTree:
         self.dtypes = [(dtype, [n for n, tensor in enumerate(inputs) if tensor.dtype == dtype]) for dtype in dtypes]
         self.integers = [None if tensor is None else tensor.clone() for tensor in (ids, lengths)]
         self.claimed: Callable[[], Claim | None] = lambda: None
+        self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
+        self.stream = torch.cuda.current_stream()  # where they were used last
         stream = capture_stream(inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles kernels and starts libraries, which a capture cannot
@@ -129,24 +131,36 @@ class GraphedTree:
 
     def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Tensor:
         """The hidden states of `Tree.forward`, of the leaves' products `inputs[0]`, with weights `inputs[1:]`."""
-        for _, part in self.dtypes:  # one launch copies many tensors of one dtype
-            torch._foreach_copy_([self.inputs[n] for n in part], [inputs[n].detach() for n in part])
-        for own, given in zip(self.integers, (ids, lengths), strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
-        self.forward_graph.replay()
-        return self.hidden.clone(memory_format=torch.contiguous_format)
+        with self._alone():
+            for _, part in self.dtypes:  # one launch copies many tensors of one dtype
+                torch._foreach_copy_([self.inputs[n] for n in part], [inputs[n].detach() for n in part])
+            for own, given in zip(self.integers, (ids, lengths), strict=True):
+                if own is not None and given is not None:
+                    own.copy_(given)
+            self.forward_graph.replay()
+            return self.hidden.clone(memory_format=torch.contiguous_format)
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """`Tree.backward` of the last forward, of its hidden states' gradient."""
-        self.gradient.copy_(gradient)
-        self.backward_graph.replay()
         gradients = list(self.inputs)
-        for dtype, part in self.dtypes:
-            sizes = [self.inputs[n].numel() for n in part]
-            for n, flat in zip(part, self.flat[dtype].clone().split(sizes), strict=True):
-                gradients[n] = flat.view(self.inputs[n].shape)
+        with self._alone():
+            self.gradient.copy_(gradient)
+            self.backward_graph.replay()
+            for dtype, part in self.dtypes:
+                sizes = [self.inputs[n].numel() for n in part]
+                for n, flat in zip(part, self.flat[dtype].clone().split(sizes), strict=True):
+                    gradients[n] = flat.view(self.inputs[n].shape)
         return tuple(gradients)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads from the buffers, and wait for what another stream did with them."""
+        with self.lock:
+            stream = torch.cuda.current_stream()
+            if stream != self.stream:
+                stream.wait_stream(self.stream)
+                self.stream = stream
+            yield
 
 
 class Claim:
@@ -154,6 +168,11 @@ class Claim:
 
     def __init__(self, graph: GraphedTree):
         self.graph: GraphedTree | None = graph
+
+    def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The graph's forward."""
+        assert self.graph is not None
+        return self.graph.forward(inputs, ids, lengths)
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The graph's backward; then the claim is over."""
@@ -168,6 +187,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self.trees: OrderedDict[Hashable, GraphedTree] = OrderedDict()
+        self.lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graphs":
         return Graphs()
@@ -184,22 +204,27 @@ class Graphs:
         lengths: Tensor | None,
         differentiable: bool,
         leaves: int,
-    ) -> GraphedTree | None:
-        """The graphs for these arguments of `GraphedTree`, of a tree of `leaves` leaves.
+    ) -> "GraphedTree | Claim | None":
+        """The graphs for these arguments of `GraphedTree`, of a tree of `leaves` leaves; to differentiate, claimed.
 
         None while an earlier batch of their shape holds them, and where they would take too much memory.
         """
         tensors = (*inputs, ids, lengths)
         shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         key = key, differentiable, torch.backends.cuda.matmul.fp32_precision, shapes
-        tree = self.trees.get(key)
-        if tree is None:
-            size = leaves * inputs[0].shape[-1] * (BYTES if differentiable else FORWARD_BYTES)
-            memory = torch.cuda.get_device_properties(inputs[0].device).total_memory
-            if size > SHARE * memory:
+        with self.lock:
+            tree = self.trees.get(key)
+            if tree is None:
+                size = leaves * inputs[0].shape[-1] // 3 * (BYTES if differentiable else FORWARD_BYTES)
+                memory = torch.cuda.get_device_properties(inputs[0].device).total_memory
+                if size > SHARE * memory:
+                    return None
+                while size + sum(tree.size for tree in self.trees.values()) > TOTAL_SHARE * memory:
+                    self.trees.popitem(last=False)
+                with torch.inference_mode(False), torch.no_grad():  # whose buffers would be of use there alone
+                    tree = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)
+                self.trees[key] = tree
+            self.trees.move_to_end(key)
+            if tree.busy:
                 return None
-            while size + sum(tree.size for tree in self.trees.values()) > TOTAL_SHARE * memory:
-                self.trees.popitem(last=False)
-            tree = self.trees[key] = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)
-        self.trees.move_to_end(key)
-        return None if tree.busy else tree
+            return tree.claim() if differentiable else tree

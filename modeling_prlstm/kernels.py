@@ -341,7 +341,8 @@ def _total(parts: Tensor) -> Tensor:
     count, width = len(parts), parts.shape[1:].numel()
     programs = max(1, triton.cdiv(count, 1024))
     sums = parts.new_empty(programs, *parts.shape[1:])
-    _sum[(programs, triton.cdiv(width, 16))](parts, sums, count, width, PARTS=1024, ROWS=128, COLUMNS=16)
+    # The first dimension of a grid alone may pass 65,535.
+    _sum[(triton.cdiv(width, 16), programs)](parts, sums, count, width, PARTS=1024, ROWS=128, COLUMNS=16)
     return sums[0] if programs == 1 else _total(sums)
 
 
@@ -399,14 +400,14 @@ def _sum(
     COLUMNS: tl.constexpr,
 ):
     """The sums of every PARTS of the parts."""
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    first = tl.program_id(0) * PARTS
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    first = tl.program_id(1) * PARTS
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(first, tl.minimum(first + PARTS, count), ROWS):
         rows = start + tl.arange(0, ROWS)
         inside = (rows < count)[:, None] & (columns < width)[None, :]
         total += tl.load(parts_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :], mask=inside, other=0.0)
-    at = tl.program_id(0).to(tl.int64) * width + columns
+    at = tl.program_id(1).to(tl.int64) * width + columns
     tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < width)
 
 

@@ -18,7 +18,7 @@ class StepTrainer(Trainer):
 
     Args:
         model: as Trainer's.
-        args: as Trainer's. Its optimizer is made with `capturable=True` where it has that option.
+        args: as Trainer's. In the copy that this object keeps `max_grad_norm` is 0: the step clips, Trainer does not.
         **kwargs: Trainer's other arguments.
 
     Raises:
@@ -26,12 +26,14 @@ class StepTrainer(Trainer):
             first step, as `TrainingStep` does.
     """
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
+    def __init__(self, model: nn.Module | None = None, args: TrainingArguments | None = None, **kwargs: Any):
+        args = TrainingArguments() if args is None else copy.copy(args)
         for name, value, allowed in (
             ("gradient_accumulation_steps", args.gradient_accumulation_steps, 1),
             ("label_smoothing_factor", args.label_smoothing_factor, 0),
             ("fp16", args.fp16, False),
             ("compute_loss_func", kwargs.get("compute_loss_func"), None),
+            ("compute_loss", type(self).compute_loss.__qualname__, Trainer.compute_loss.__qualname__),
         ):
             if value != allowed:
                 raise ValueError(
@@ -40,14 +42,16 @@ class StepTrainer(Trainer):
                 )
         self.whole_step: TrainingStep | None = None
         self.max_grad_norm = args.max_grad_norm or None
-        args = copy.copy(args)
-        args.max_grad_norm = 0.0  # Trainer would clip what is no longer there
-        if kwargs.get("optimizer_cls_and_kwargs") is None and kwargs.get("optimizers", (None, None))[0] is None:
-            kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-            if args.device.type == "cuda" and "capturable" in inspect.signature(kind).parameters:
-                options["capturable"] = True
-            kwargs["optimizer_cls_and_kwargs"] = kind, options
+        args.max_grad_norm = 0.0
         super().__init__(model, args, **kwargs)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
+        """As Trainer's, with `capturable=True` where the optimizer has that option and there is a GPU."""
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if args.device.type == "cuda" and "capturable" in inspect.signature(kind).parameters:
+            options["capturable"] = True
+        return kind, options
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -62,7 +66,7 @@ class StepTrainer(Trainer):
             self.whole_step = TrainingStep(model, optimizer, self.max_grad_norm)
         model.train()
         loss = self.whole_step(**self._prepare_inputs(inputs))
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         return loss
 
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .graphs import capture_stream, paused
 
@@ -21,8 +20,9 @@ class TrainingStep:
         for batch in batches:
             loss = step(**batch)
 
-    The graphs hold the parameters where they are and the optimizer's options, but for the learning rate, as they were:
-    make another `TrainingStep` after a change. On a CPU it is the same step without graphs.
+    The graphs, one for each shape for as long as this object lives, hold the parameters where they are and the
+    optimizer's options, but for the learning rate, as they were: make another `TrainingStep` after a change. (The
+    optimizer's `load_state_dict` is noticed.) On a CPU it is the same step without graphs.
 
     Args:
         model: returns a `loss` for its keyword arguments, as every model of transformers with a head does.
@@ -39,8 +39,14 @@ class TrainingStep:
         self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.graphs: dict[Hashable, Callable[[dict[str, Tensor]], Tensor]] = {}
-        self.on_gpu = all(parameter.is_cuda for parameter in self.parameters)
+        if _is_spread(model):
+            raise ValueError(
+                "`model` is spread over processes or GPUs, whose waiting for each other a graph cannot hold. Train it "
+                "with Trainer or a loop of your own."
+            )
+        self.on_gpu = bool(self.parameters) and all(parameter.is_cuda for parameter in self.parameters)
         if self.on_gpu:
+            self.pool = torch.cuda.graph_pool_handle()
             self._prepare()
 
     def __call__(self, **batch: Tensor) -> Tensor:
@@ -54,6 +60,7 @@ class TrainingStep:
         """
         if not self.on_gpu:
             return self._step(batch)
+        self._keep_up()
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.items()))
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         key = shapes, self.model.training, dtype
@@ -67,7 +74,7 @@ class TrainingStep:
         return loss
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # of parameters that are not the optimizer's too
         loss = self.model(**batch).loss
         loss.backward()
         if self.max_grad_norm is not None:
@@ -79,10 +86,11 @@ class TrainingStep:
         """The step as a graph, of batches like `batch`. What it holds between its steps is the inputs and the loss."""
         inputs = {name: tensor.clone() for name, tensor in batch.items()}
         graph = torch.cuda.CUDAGraph()
+        torch.clear_autocast_cache()  # it may hold the weights as they were cast before this step
         stream = capture_stream(self.parameters[0].device)
         with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
             loss = self._step(inputs)
-        self.optimizer.zero_grad(set_to_none=True)  # the graph's own gradients
+        self.model.zero_grad(set_to_none=True)  # the graph's own gradients
 
         def replay(batch: dict[str, Tensor]) -> Tensor:
             for name, tensor in batch.items():
@@ -93,12 +101,8 @@ class TrainingStep:
         return replay
 
     def _prepare(self) -> None:
-        """Raise for what a graph cannot hold, and make it hold the learning rate."""
-        if isinstance(self.model, DistributedDataParallel) or any(isinstance(p, DTensor) for p in self.parameters):
-            raise ValueError(
-                "`model` is spread over processes, whose waiting for each other a graph cannot hold. Train it with "
-                "Trainer or a loop of your own."
-            )
+        """Raise for an optimizer that a graph cannot hold, and make it hold the learning rates."""
+        self.rates = []
         for group in self.optimizer.param_groups:
             option = "capturable" if "capturable" in group else "fused"  # what keeps it from reading the GPU's values
             if not group.get(option):
@@ -106,6 +110,28 @@ class TrainingStep:
                     f"`optimizer` must be made with `{option}=True` to become part of a CUDA graph, got "
                     f"{type(self.optimizer).__name__} without it."
                 )
-            if not isinstance(group["lr"], Tensor):
-                group["lr"] = torch.tensor(group["lr"], device=self.parameters[0].device)
-        self.pool = torch.cuda.graph_pool_handle()
+            rate = torch.as_tensor(group["lr"], dtype=torch.float32).to(self.parameters[0].device)
+            group["lr"] = rate
+            self.rates.append(rate)
+        self.groups = self.optimizer.param_groups
+
+    def _keep_up(self) -> None:
+        """Take on what happened to the optimizer between steps: another state, another learning rate."""
+        if self.optimizer.param_groups is not self.groups:
+            self.graphs.clear()
+            self._prepare()
+        for group, rate in zip(self.groups, self.rates, strict=True):
+            if group["lr"] is not rate:
+                rate.fill_(group["lr"])
+                group["lr"] = rate
+
+
+def _is_spread(model: nn.Module) -> bool:
+    """Whether processes or GPUs share the work on `model`."""
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        return True
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .fused import TREES, Arithmetic, Leaves, Tree
-from .graphs import GraphedTree, Graphs, MakeTree, can_capture
+from .graphs import Claim, Graphs, MakeTree, can_capture
 from .layout import Form, make_layout, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time; of a longer row, the
@@ -67,11 +67,12 @@ def compose(
             return make_rows(slice(batch), differentiable)
         return InTurn(make_rows, [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)], length)
 
-    with torch.autocast(product.device.type, enabled=False):
+    with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
         graph = None
         if product.is_cuda and can_capture() and arithmetic.can_capture((count or 0) ** 2**tables):
             leaves = rows * (length if every_prefix else length >> tables)
-            graph = graphs.get((form, checkpoint), make_tree, inputs, ids, lengths, differentiable, leaves)
+            key = type(arithmetic), form, checkpoint
+            graph = graphs.get(key, make_tree, inputs, ids, lengths, differentiable, leaves)
         if differentiable:
             return _Compose.apply(make_tree, graph, ids, lengths, *inputs)
         if graph is not None:
@@ -130,15 +131,17 @@ class InTurn:
         total: list[Tensor] = []
         of_tokens = torch.empty_like(product) if self.ids is None else None
         for part in self.parts:
-            gradients = self._part_backward(part, gradient[part], product)
-            if of_tokens is not None:
-                of_tokens[part] = gradients[0]
-                gradients[0] = of_tokens
-            if total:
-                torch._foreach_add_(total[of_tokens is not None :], gradients[of_tokens is not None :])
+            of_product, *gradients = self._part_backward(part, gradient[part], product)
+            if of_tokens is None:
+                gradients = [of_product, *gradients]
             else:
-                total = gradients
-        return tuple(total)
+                of_tokens[part] = of_product
+            if total:
+                torch._foreach_add_(total, gradients)
+            else:  # summed in float32 at least
+                total = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in gradients]
+        total = [part.to(product.dtype) for part in total]
+        return tuple(total if of_tokens is None else [of_tokens, *total])
 
     def _part_backward(self, part: slice, gradient: Tensor, product: Tensor) -> list[Tensor]:
         tree = self.make(part, self.keep)
@@ -162,30 +165,28 @@ class _Compose(torch.autograd.Function):
     def forward(
         ctx: Any,
         make_tree: MakeTree,
-        graph: GraphedTree | None,
+        claim: Claim | None,
         ids: Tensor | None,
         lengths: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        ctx.make_tree, ctx.ids, ctx.lengths = make_tree, ids, lengths
-        ctx.tree = ctx.claim = None
-        if graph is not None:
-            ctx.claim = graph.claim()
-            return graph.forward(inputs, ids, lengths)
+        ctx.save_for_backward(ids, lengths, *inputs)
+        ctx.make_tree, ctx.tree, ctx.claim = make_tree, None, claim
+        if claim is not None:
+            return claim.forward(inputs, ids, lengths)
         ctx.tree = make_tree(inputs[1:], lengths)
         return _hidden(ctx.tree, ids, inputs[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        product, *weights = ctx.saved_tensors  # raises if an input was changed since
-        with torch.autocast(product.device.type, enabled=False):
+        ids, lengths, product, *weights = ctx.saved_tensors  # raises if an input was changed since
+        with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
             if ctx.claim is not None and ctx.claim.graph is not None:
                 gradients = ctx.claim.backward(gradient)
             else:
                 if ctx.tree is None:  # a second backward: the graph may be at another batch by now
-                    ctx.tree = ctx.make_tree(tuple(weights), ctx.lengths)
-                    ctx.tree.forward(ctx.ids, product)
+                    ctx.tree = ctx.make_tree(tuple(weights), lengths)
+                    ctx.tree.forward(ids, product)
                 gradients = ctx.tree.backward(gradient, product)
         return None, None, None, None, *gradients

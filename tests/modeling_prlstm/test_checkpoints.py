@@ -19,7 +19,11 @@ from modeling_prlstm import PRLSTMForSequenceClassification, PRLSTMForTokenClass
 from .reference import small_config
 
 PACKAGE = Path(modeling_prlstm.__file__).parent
-CODE = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "training_step.py"}  # no model needs that
+CODE = {path.name for path in PACKAGE.glob("*.py")} - {
+    "__init__.py",
+    "training_step.py",
+    "step_trainer.py",
+}  # no model needs these
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -142,7 +146,11 @@ def test_every_head_is_named_whichever_is_saved(tmp_path):
 def test_meta_device():
     with torch.device("meta"):
         model = PRLSTMForSequenceClassification(small_config())
+        ids = torch.zeros(2, 5, dtype=torch.int64)
     assert all(parameter.is_meta for parameter in model.parameters())
+    outputs = model(ids, attention_mask=ids + 1, output_hidden_states=True)
+    assert outputs.logits.shape == (2, model.config.num_labels)
+    assert outputs.hidden_states[1].shape == (2, 5, model.config.hidden_size)
 
 
 @pytest.fixture(scope="module")

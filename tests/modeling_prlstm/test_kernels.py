@@ -205,6 +205,27 @@ def test_checkpointing_in_parts(backend, vocab_size, every_prefix, lengths, toke
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+def test_checkpointing_a_long_row_in_bfloat16_keeps_its_digits(every_prefix, monkeypatch):
+    """The weights' gradients are sums of hundreds of parts."""
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", 8)
+    model, reference = model_of(torch.bfloat16).train(), model_of()
+    reference.load_state_dict(model.state_dict())
+    expected = states_and_gradients(reference, "eager", batch_of(2000, batch=2), None, every_prefix)
+    model.composer.merge.gradient_checkpointing = True
+    actual = states_and_gradients(model, "fused", batch_of(2000, batch=2), None, every_prefix)
+    assert_agrees(actual, expected, 1e-2)
+
+
+def test_ids_that_change_before_the_backward_are_noticed():
+    model = model_of(backend="fused")
+    tokens = batch_of(9)
+    states = model.composer(tokens, None, False)[1]
+    tokens += 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        states.sum().backward()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_backward_and_run_to_run(backend):
     model = model_of().to(DEVICE[backend])

@@ -66,6 +66,44 @@ def check_same_as_a_loop(device, masked):
         torch.testing.assert_close(captured.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_what_is_not_the_optimizers_do_not_add_up(device):
+    model = model_on(device)
+    step = TrainingStep(model, torch.optim.SGD(model.classifier.parameters(), lr=0.0, fused=True), max_grad_norm=None)
+    batch = next(batches_on(device))
+    norms = []
+    for _ in range(3):
+        step(**batch)
+        gradient = model.prlstm.composer.leaf.weight.grad
+        norms.append(None if gradient is None else gradient.norm().item())
+    assert norms[0] == norms[1] == norms[2]
+
+
+def test_a_model_that_is_spread_is_refused():
+    model = model_on("cpu")
+    with pytest.raises(ValueError, match="`model` is spread over processes or GPUs"):
+        TrainingStep(torch.nn.DataParallel(model), adam(model))
+
+
+@needs_gpu
+def test_changes_of_the_optimizer_between_steps_take_effect():
+    """A learning rate set by hand, and a state that is loaded."""
+    plain, captured = (model_on("cuda") for _ in range(2))
+    optimizers = adam(plain), adam(captured, capturable=True)
+    step = TrainingStep(captured, optimizers[1], max_grad_norm=None)
+    for number, batch in enumerate(batches_on("cuda", lengths=[9] * 6)):
+        for optimizer in optimizers:
+            if number == 4:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + number)
+        optimizers[0].zero_grad()
+        plain(**batch).loss.backward()
+        optimizers[0].step()
+        step(**batch)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(captured.get_parameter(name), parameter, rtol=1e-3, atol=1e-4)
+
+
 @needs_gpu
 def test_one_graph_a_shape():
     model = model_on("cuda")

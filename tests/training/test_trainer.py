@@ -109,6 +109,15 @@ def test_what_whole_steps_cannot_do_is_refused(name, value, tmp_path):
         train(tmp_path, trainer_class=StepTrainer, **{name: value})
 
 
+def test_a_loss_of_a_users_own_is_refused(tmp_path):
+    class Weighted(StepTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    with pytest.raises(ValueError, match=r"`compute_loss` must be .* with StepTrainer"):
+        train(tmp_path, trainer_class=Weighted)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 in Trainer needs a GPU")
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("setting", ["fp16", "bf16"])

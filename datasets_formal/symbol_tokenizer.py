@@ -14,6 +14,8 @@ class SymbolTokenizer(PreTrainedTokenizerFast):
     def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
         known = self.get_vocab()
         for written in text if isinstance(text, list | tuple) else [text]:
+            if written == "":
+                raise ValueError("the text is an empty string: write at least one symbol")
             for place, symbol in enumerate(written if isinstance(written, str) else ""):
                 if symbol not in known:
                     raise ValueError(f"{symbol!r} at place {place} is {self.backend_tokenizer.model.unk_token}")

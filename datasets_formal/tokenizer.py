@@ -19,8 +19,9 @@ def build_tokenizer(name: str) -> SymbolTokenizer:
     "0110" is a whole example; for the others the text carries one `_` for every output, as the `text`
     column does. A dataset's rows can be padded and collated as they are: `text` and `target` are left out.
 
-    A symbol outside the alphabet raises ValueError with the symbol, its place and the alphabet. Saved, it is
-    a tokenizer of the standard class, whose error has the task and the alphabet, but cannot name the symbol.
+    A symbol outside the alphabet raises ValueError with the symbol, its place and the alphabet; so does an
+    empty string. Saved, it is a tokenizer of the standard class, whose error has the task and the alphabet,
+    but cannot name the symbol, and which takes an empty string.
 
     Raises:
         ValueError: there is no such task.

@@ -174,6 +174,12 @@ class PRLSTMComposer(nn.Module):
             tokens [B, T, leaf_width * H].
         """
         if inputs.is_floating_point():
+            alone = acts_alone(self.leaf, nn.Linear)
+            if alone and inputs.dtype != self.leaf.weight.dtype and not _autocasts(inputs.device.type):
+                raise ValueError(
+                    f"`inputs_embeds` must have the dtype of the model's weights, {self.leaf.weight.dtype}, got "
+                    f"{inputs.dtype}. Convert them, or run the model under `torch.autocast`."
+                )
             return None, self.leaf(inputs)
         vocab_size, embed = self.config.vocab_size, self.embed_tokens
         # What else takes part, as NEFTune's noise, is meant for every token.
@@ -341,4 +347,8 @@ def _pad_for_trace(inputs: Tensor) -> Tensor:
 def _product_dtype(product: Tensor) -> torch.dtype:
     """The dtype of a matrix product where `product` was made: autocast's, if it is on."""
     device = product.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else product.dtype
+    return torch.get_autocast_dtype(device) if _autocasts(device) else product.dtype
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

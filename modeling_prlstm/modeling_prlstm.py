@@ -275,8 +275,8 @@ def sequence_classification_loss(
     """The loss of `PRLSTMForSequenceClassification`, for each `problem_type`.
 
     Transformers' own divides by `num_items_in_batch` for single-label classification alone, so that Trainer's
-    gradients of the other two grow with the accumulation steps, and it writes the problem type it infers to the
-    config. Here all three divide, and the config stays as it is.
+    gradients of the other two grow with the accumulation steps. Here all three divide. As there, the problem type that
+    the first labels show is written to the config: pipelines read their scores by it.
 
     Args:
         logits: [B, num_labels].
@@ -303,6 +303,8 @@ def sequence_classification_loss(
         else:
             is_class = not labels.is_floating_point()
             problem_type = "single_label_classification" if is_class else "multi_label_classification"
+        if not torch.compiler.is_compiling():
+            config.problem_type = problem_type
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.to(logits.device)
     reduction = "mean" if num_items_in_batch is None else "sum"

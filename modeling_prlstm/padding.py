@@ -46,8 +46,13 @@ class Rows(NamedTuple):
 
 
 def can_look_at(tensor: Tensor) -> bool:
-    """Whether values may decide what is done: not in a graph that is traced, nor in a CUDA graph being captured."""
-    return not (torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
+    """Whether values may decide what is done: not in a graph that is traced, nor in a CUDA graph being captured.
+
+    Nor are there any on the meta device.
+    """
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def is_integer(tensor: Tensor) -> bool:

@@ -65,6 +65,12 @@ except Exception as error:
     assert "no symbol of reverse_string: write only those of 01 and _ for the empty token" in done.stdout
 
 
+def test_an_empty_string_is_refused() -> None:
+    for text in ("", ["01", ""]):
+        with pytest.raises(ValueError, match="the text is an empty string"):
+            build_tokenizer("parity_check")(text)
+
+
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(ValueError, match="Did you mean 'parity_check'"):
         build_tokenizer("parity")

@@ -51,6 +51,10 @@ CALLS = {
     "narrow vectors": ({"inputs_embeds": embeds(2, 3, 4)}, r"\(batch, length, vocab_size = 5\)"),
     "flat vectors": ({"inputs_embeds": embeds(2, 5)}, r"got torch.float32 of shape \(2, 5\)"),
     "integer vectors": ({"inputs_embeds": embeds(2, 3, 5).long()}, "floating-point vectors .* got torch.int64"),
+    "half vectors": (
+        {"inputs_embeds": embeds(2, 3, 5).half()},
+        "must have the dtype of the model's weights, torch.float32",
+    ),
     "NaN": ({"inputs_embeds": embeds(2, 3, 5, fill=NAN)}, "must be finite, got NaN .* row 1 at position 2"),
     "infinity": ({"inputs_embeds": embeds(2, 3, 5, fill=-INF)}, "must be finite"),
     "empty row": ({"input_ids": IDS, "attention_mask": ids([1, 1, 0], [0, 0, 0])}, r"0 everywhere in row\(s\) \[1\]"),

@@ -175,7 +175,7 @@ class TestLosses:
             torch.testing.assert_close(out.loss, expected(out.logits, labels))
             scaled = model(ids, labels=labels, num_items_in_batch=4 * labels.numel()).loss
             torch.testing.assert_close(scaled, out.loss / 4)
-            assert model.config.problem_type == given
+            assert model.config.problem_type == problem_type
 
 
 class TestCheckpoints:

@@ -1,5 +1,6 @@
 """What a classification run leaves behind: the contents of results.json, the figure, the model card and the table."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ MODEL_NAMES = {"prlstm": "PR-LSTM", "lstm_baseline": "LSTM", "modernbert": "Tran
 
 
 def learning_history(log: list[dict[str, float]], metrics: tuple[str, ...]) -> list[dict[str, float]]:
-    """Trainer's log with one entry an evaluation: epoch, eval_loss, the metrics and the training loss up to it."""
+    """Trainer's log with one entry an evaluation: epoch, eval_loss, the metrics and the training loss up to it.
+
+    The training loss is None before the first that is logged; the history of a run without validation is empty.
+    """
     history, loss = [], None
     names = ("epoch", "eval_loss", *(f"eval_{metric}" for metric in metrics))
     for entry in log:
@@ -26,11 +30,14 @@ def learning_history(log: list[dict[str, float]], metrics: tuple[str, ...]) -> l
 
 
 def learning_figure(outcome: dict[str, Any], folder: str) -> None:
-    """Draw `learning_curve.png` into `folder`: losses and the validation score by epoch."""
+    """Draw `learning_curve.png` into `folder`, if the run validated: losses and the validation score by epoch."""
     history, problem = outcome["history"], _problem(outcome)
+    if not history:
+        return
     epochs = [entry["epoch"] for entry in history]
     figure, (losses, scores) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    losses.plot(epochs, [entry["loss"] for entry in history], "o-", markersize=3, color="0.5", label="training")
+    training = [math.nan if entry["loss"] is None else entry["loss"] for entry in history]
+    losses.plot(epochs, training, "o-", markersize=3, color="0.5", label="training")
     losses.plot(epochs, [entry["eval_loss"] for entry in history], "o-", markersize=3, color="C0", label="validation")
     losses.set_ylabel(problem.loss_name)
     losses.set_ylim(bottom=0)
@@ -61,6 +68,7 @@ def classification_card(outcome: dict[str, Any], example: str, folder: str) -> N
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=[outcome["config"]["model_type"], "text-classification"],
+        datasets=[data["name"]],
         metrics=list(problem.hub_metrics),
         model_name=title,
         eval_results=[
@@ -78,11 +86,7 @@ def classification_card(outcome: dict[str, Any], example: str, folder: str) -> N
     origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
     labels = ", ".join(f"`{label}`" for label in data["labels"][:20])
     labels += f" and {len(data['labels']) - 20} more" if len(data["labels"]) > 20 else ""
-    rows = "\n".join(
-        f"| {entry['epoch']:g} | {entry['loss']:.3f} | {entry['eval_loss']:.3f} | "
-        f"{problem.format(_score(entry, problem))} |"
-        for entry in outcome["history"]
-    )
+    curve = _curve(outcome["history"], problem) if outcome["history"] else ""
     score, baseline = problem.format(outcome["score"]), problem.format(outcome["baseline"])
     others = ", ".join(f"{name} {outcome['metrics'][name]:.3f}" for name in problem.metrics[1:])
     text = f"""---
@@ -108,13 +112,7 @@ print(classify({example!r}{"" if isinstance(problem, SingleLabel) else ", top_k=
 
 On {data["rows"][data["scored_split"]]:,} {data["scored_split"]} rows:
 {problem.score_name} **{score}** ({problem.baseline_name}: {baseline}), {others}.
-
-![Learning curve](learning_curve.png)
-
-| epoch | training loss | validation loss | validation {problem.score_name} |
-|---|---|---|---|
-{rows}
-
+{curve}
 ## Training
 
 {data["rows"]["train"]:,} rows in batches of {training["per_device_train_batch_size"]}, learning rate
@@ -127,7 +125,7 @@ On {data["rows"][data["scored_split"]]:,} {data["scored_split"]} rows:
 def classification_table(outcome: dict[str, Any], folder: str) -> str:
     """The outcome in a few lines for the terminal."""
     data, problem = outcome["data"], _problem(outcome)
-    best = max(outcome["history"], key=lambda entry: _score(entry, problem))
+    history = sorted(outcome["history"], key=lambda entry: _score(entry, problem), reverse=True)
     return aligned(
         [
             ("data", f"{data['name']}, {data['rows']['train']:,} training rows"),
@@ -135,9 +133,12 @@ def classification_table(outcome: dict[str, Any], folder: str) -> str:
             ("model", _name(outcome)),
             ("parameters", f"{outcome['parameters']:,}"),
             ("training", f"{outcome['train_seconds']:.0f} s"),
-            (
-                f"best validation {problem.score_name}",
-                f"{problem.format(_score(best, problem))} after epoch {best['epoch']:g}",
+            *(
+                (
+                    f"best validation {problem.score_name}",
+                    f"{problem.format(_score(best, problem))} after epoch {best['epoch']:g}",
+                )
+                for best in history[:1]  # none without validation
             ),
             (f"{problem.score_name} on {data['scored_split']}", problem.format(outcome["score"])),
             *(
@@ -148,6 +149,21 @@ def classification_table(outcome: dict[str, Any], folder: str) -> str:
             ("written to", folder),
         ]
     )
+
+
+def _curve(history: list[dict[str, float]], problem: Problem) -> str:
+    rows = "\n".join(
+        f"| {entry['epoch']:g} | {'-' if entry['loss'] is None else format(entry['loss'], '.3f')} | "
+        f"{entry['eval_loss']:.3f} | {problem.format(_score(entry, problem))} |"
+        for entry in history
+    )
+    return f"""
+![Learning curve](learning_curve.png)
+
+| epoch | training loss | validation loss | validation {problem.score_name} |
+|---|---|---|---|
+{rows}
+"""
 
 
 def _problem(outcome: dict[str, Any]) -> Problem:

@@ -94,6 +94,7 @@ def model_card(outcome: dict[str, Any], example: dict[str, Any], folder: str) ->
         pipeline_tag="text-classification" if single else "token-classification",
         license="apache-2.0",
         tags=["prlstm", "formal-languages", "length-generalization"],
+        datasets=["datasets_formal"],
         metrics=["accuracy"],
         model_name=f"PR-LSTM on {task['name']}",
         eval_results=[

@@ -15,7 +15,7 @@ same size. `--model_name_or_path` fine-tunes a checkpoint, with its own tokenize
 Every argument of `TrainingArguments` works; `--help` lists them all. The epoch that validates best is kept and scored
 on the test split. With `--resume_from_checkpoint true` the same command takes an interrupted run up again at its last
 whole checkpoint, or starts it where there is none. The output folder then holds the checkpoint with its tokenizer,
-results.json, learning_curve.png and a model card.
+results.json, a model card and, if it validated, learning_curve.png.
 """
 
 import bisect
@@ -127,6 +127,8 @@ class ModelArguments:
                 )
         if self.model not in (None, "prlstm", "lstm", "transformer"):
             raise ValueError(f"--model must be prlstm, lstm or transformer, got {self.model!r}.")
+        if self.num_heads < 1:
+            raise ValueError(f"--num_heads must be at least 1, got {self.num_heads}.")
         if self.embedding_size % (2 * self.num_heads):
             raise ValueError(
                 f"--embedding_size must be a multiple of twice --num_heads, got {self.embedding_size} and "
@@ -204,11 +206,13 @@ class DataArguments:
     @property
     def columns(self) -> list[str]:
         """The names of the input columns."""
-        return self.text_column_names.split(",")
+        return [name.strip() for name in self.text_column_names.split(",")]
 
     @property
     def name(self) -> str:
-        """What the model card calls the data."""
+        """What the model card calls the data: its whole name on the Hub, or that of the folder or file."""
+        if self.dataset_name is not None and not Path(self.dataset_name).exists():
+            return self.dataset_name
         return Path(self.dataset_name or self.train_file).stem
 
 
@@ -413,16 +417,21 @@ def text(row: dict[str, Any], data_args: DataArguments) -> str:
     """A row's input as one text.
 
     Raises:
-        ValueError: for a value that is neither a text nor a list of integers.
+        ValueError: for a value that is empty, or neither a text nor a list of integers.
     """
     parts = []
     for column in data_args.columns:
         value = row[column]
+        if value is None:
+            raise ValueError(
+                f"--text_column_names: column {column!r} is empty (None) in {row}: leave such rows out or fill them."
+            )
         if isinstance(value, list) and all(isinstance(item, int) for item in value):
             value = " ".join(map(str, value))
         if not isinstance(value, str):
             raise ValueError(
-                f"--text_column_names: column {column!r} must hold texts or lists of integers, got {value!r} in {row}."
+                f"--text_column_names: column {column!r} must hold texts or lists of integers, got {value!r} in {row}"
+                ": convert the column to text."
             )
         parts.append(value)
     return data_args.text_column_delimiter.join(parts)

@@ -1,6 +1,7 @@
 """Classification of a user's own rows: kinds of file and column, the models, the output folder, and fine-tuning."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from huggingface_hub import ModelCard
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ("--num_train_epochs", "1", "--parameters", "20000", "--embedding_size", "16", "--disable_tqdm", "true")
@@ -41,7 +43,7 @@ def words(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, words):
     folder = tmp_path_factory.mktemp("trained")
-    columns = ("--text_column_names", "title,body", "--label_column_name", "topic")
+    columns = ("--text_column_names", "title, body", "--label_column_name", "topic")
     return folder, run(folder, "--train_file", str(words), *columns, *SMALL)
 
 
@@ -58,6 +60,13 @@ def test_output_folder_and_snippet(trained):
     assert "warm" in done.stdout or "cold" in done.stdout
 
 
+def test_model_card_metadata(trained):
+    card = ModelCard.load(trained[0] / "README.md").data
+    assert (card.library_name, card.pipeline_tag) == ("transformers", "text-classification")
+    assert (card.datasets, card.metrics) == (["words"], ["accuracy", "f1"])
+    assert card.eval_results[0].dataset_type == "words"
+
+
 def test_goes_on_after_a_torn_checkpoint(trained, words, tmp_path):
     folder, outcome = trained
     (torn,) = folder.glob("checkpoint-*")
@@ -68,8 +77,14 @@ def test_goes_on_after_a_torn_checkpoint(trained, words, tmp_path):
     assert again["history"] == outcome["history"]
 
 
-@pytest.mark.parametrize("model", ["lstm", "transformer"])
-def test_integer_sequences_with_the_baselines(tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "arguments", "validated"),
+    [
+        ("lstm", ("--logging_strategy", "no"), True),
+        ("transformer", ("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "no"), False),
+    ],
+)
+def test_integer_sequences_with_the_baselines(tmp_path, model, arguments, validated):
     rows = {
         "signal": [[index % 3] * (1 + index % 5) for index in range(40)],
         "label": [index % 3 for index in range(40)],
@@ -78,10 +93,13 @@ def test_integer_sequences_with_the_baselines(tmp_path, model):
     outcome = run(
         tmp_path,
         *("--train_file", str(tmp_path / "train.parquet"), "--text_column_names", "signal", "--model", model),
-        *SMALL,
+        *(*SMALL, *arguments),
     )
     assert outcome["parameters"] == pytest.approx(20_000, rel=0.05)
     assert outcome["data"]["labels"] == ["0", "1", "2"]
+    card = (tmp_path / "README.md").read_text()
+    assert ("| 1 | - |" in card) == ("learning_curve.png" in card) == validated
+    assert (tmp_path / "learning_curve.png").exists() == validated
 
 
 def letters(index):
@@ -170,3 +188,31 @@ def test_a_missing_column_is_named(words, tmp_path):
     done = start(tmp_path, "--train_file", str(words), "--text_column_names", "text")
     assert done.returncode != 0
     assert "no column 'text', only ['title', 'body', 'topic']" in done.stderr
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("run_classification")
+
+
+def test_name_of_the_data(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data", "peptides").mkdir(parents=True)
+    assert script.DataArguments(dataset_name="data/peptides").name == "peptides"
+    assert script.DataArguments(dataset_name="org/name-1.5").name == "org/name-1.5"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(None, "is empty .* leave such rows out or fill them"), (7, "got 7 in .* convert the column to text")],
+)
+def test_texts_that_cannot_be_used(script, value, message):
+    with pytest.raises(ValueError, match=f"column 'text' .*{message}"):
+        script.text({"text": value}, script.DataArguments(dataset_name="data"))
+
+
+@pytest.mark.parametrize("heads", [0, -1])
+def test_heads_must_be_positive(script, heads):
+    with pytest.raises(ValueError, match=f"--num_heads must be at least 1, got {heads}"):
+        script.ModelArguments(num_heads=heads)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from matplotlib import image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, pipeline
@@ -55,6 +56,12 @@ def test_output_folder(parity):
     assert outcome["config"]["hidden_size"] == 8
     assert outcome["versions"]["torch"]
     assert "mean of lengths 9-13" in printed
+
+
+def test_model_card_metadata(parity):
+    card = ModelCard.load(parity[0] / "README.md").data
+    assert (card.library_name, card.pipeline_tag) == ("transformers", "text-classification")
+    assert (card.datasets, card.metrics) == (["datasets_formal"], ["accuracy"])
 
 
 def test_model_card_snippet_runs_as_pasted(parity):

@@ -17,10 +17,18 @@ from .layout import Form, Layout, Run, Step, Table, Target
 # In place of an id that there is none of.
 NO_ID = -1
 
-# The weights' gradients are products over this many rows, or the widest level, at least.
-PRODUCT_ROWS = 32768
-
 Pair = tuple[Tensor, Tensor]
+
+
+class InUnits(NamedTuple):
+    """A matrix: `values` [n, m] times `units` [n], which are 1 where they are None."""
+
+    values: Tensor
+    units: Tensor | None
+
+    def at(self, rows: slice) -> "InUnits":
+        """Some of its rows."""
+        return InUnits(self.values[rows], None if self.units is None else self.units[rows])
 
 
 class Arithmetic(Protocol):
@@ -37,20 +45,23 @@ class Arithmetic(Protocol):
     def can_capture(self, ids: int) -> bool:
         """Whether the work on leaves of `ids` ids can become a CUDA graph: where it does not wait for the GPU."""
 
-    def operand(self, weight: Tensor) -> Tensor:
-        """`weight` as `forward` takes it."""
+    def operand(self, weight: Tensor) -> InUnits:
+        """`weight` as `forward` and `backward` take it."""
 
-    def backward_operand(self, weight: Tensor) -> Tensor:
-        """`weight`, an `operand`, as `backward` takes it."""
+    def hidden_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the hidden states in the buffers and of the slopes' values, for a model in `dtype`."""
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which the gates' values are kept for the backward, of hidden states of `dtype`."""
+        """The dtype in which the gates' values are kept for the backward, for a model in `dtype`."""
 
-    def slopes(self, gates: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
-        """A buffer in `dtype` for the gradients of `gates`: the memory of `gates` itself, or one of `rows` rows."""
+    def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
+        """A buffer for the slopes of a model in `dtype`, whose memory may be that of the `gates`' values."""
+
+    def result(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy in `dtype` of the `hidden` states of a buffer."""
 
     def leaf(self, product: Tensor) -> Pair:
-        """The leaf cell: hidden and cell states [..., H] of products [..., 3H], rows i, g, o."""
+        """The leaf cell: hidden and cell states [..., H], as in a buffer, of products [..., 3H], rows i, g, o."""
 
     def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
         """The gradient of `leaf`'s `product`, of its results' `gradient`."""
@@ -68,7 +79,7 @@ class Arithmetic(Protocol):
         """Copy, or `add`, the states at `source`, `count` a row, to those at `into` of the same buffers [slots, H]."""
 
     def forward(
-        self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
     ) -> None:
         """Compute a cell.
 
@@ -82,8 +93,8 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
         """
 
-    def sums(self, count: int) -> int:
-        """How many sums `backward` makes of `count` rows."""
+    def sums(self, count: int, dtype: torch.dtype) -> int:
+        """How many sums `backward` makes of `count` rows, for a model in `dtype`."""
 
     def total(self, sums: Tensor) -> Tensor:
         """The sum of `sums` [n, ...], in float32 at least, over n."""
@@ -95,8 +106,8 @@ class Arithmetic(Protocol):
         batch: int,
         gates: Tensor,
         cell: Tensor,
-        weight: Tensor,
-        slopes: Tensor,
+        weight: InUnits,
+        slopes: InUnits,
         sums: Tensor,
         into: Pair,
         accumulate: bool,
@@ -109,12 +120,15 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
             gates: their values [n, (3 + F) * H].
             cell: before the cell [n, F, H].
-            weight: `backward_operand` of [(3 + F) * H, F * H].
-            slopes: takes the gradient of the gates' sums [n, (3 + F) * H].
-            sums: takes sums of `slopes` over some of its rows each, [`sums`(n), (3 + F) * H].
+            weight: `operand` of [(3 + F) * H, F * H].
+            slopes: takes the gradient of the gates' sums.
+            sums: takes sums of `slopes` over some of its rows each, [`sums`(n, ...), (3 + F) * H].
             into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H].
             accumulate: whether to add them to what is there.
         """
+
+    def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
+        """The gradient [(3 + F) * H, F * H] of a cell's `weight`, of the hidden states [n, F * H] that it read."""
 
 
 class Leaves(NamedTuple):
@@ -159,8 +173,8 @@ class Tree:
     Args:
         arithmetic: of the device.
         layout: of the batch.
-        like: any tensor [..., H] with the hidden states' dtype and device.
-        weights: `Arithmetic.operand` of the weight, and bias, of each cell of a merge in turn, in that dtype.
+        like: any tensor [..., H] with the model's dtype and device.
+        cells: of a merge, in turn: `Arithmetic.operand` of its weight, and its bias.
         lengths: of the rows [B], int64; for `EachTree`.
         keep: whether to keep all that the backward reads. Else it computes the gates again, and needs a third of the
             memory.
@@ -172,30 +186,31 @@ class Tree:
         arithmetic: Arithmetic,
         layout: Layout,
         like: Tensor,
-        weights: tuple[Tensor, ...],
+        cells: list[tuple[InUnits, Tensor]],
         lengths: Tensor | None,
         keep: bool,
         rows: int | None,
     ):
         self.arithmetic, self.layout, self.lengths, self.keep = arithmetic, layout, lengths, keep
-        self.cells = list(zip(weights[::2], weights[1::2], strict=True))
+        self.cells = cells
         self.like = like.new_empty(0)
         self.size = like.shape[-1]
         self.wide = torch.promote_types(like.dtype, torch.float32)
+        self.hidden_dtype = arithmetic.hidden_dtype(like.dtype)
         rows = arithmetic.rows or rows
         steps = *(table.step for table in layout.tables), *layout.levels, *layout.appends
         self.parts = {step: [*step.split(rows)] for step in steps}
         self.widest = max((part.rows for parts in self.parts.values() for part in parts), default=0)
-        self.states = self._states(layout.slots)
+        self.states = self._states(layout.slots, self.hidden_dtype)
         self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
 
-    def forward(self, leaves: Leaves) -> Pair:
-        """The prefixes' hidden and cell states: [B, T, H] for the form `every`, else [B, H]; parts of its buffers."""
+    def forward(self, leaves: Leaves) -> Tensor:
+        """The prefixes' hidden states: [B, T, H] for the form `every`, else [B, H]."""
         self._look_up(leaves)
         for step in self.layout.levels:
             self._merge(step)
         self._append()
-        return self._result(self.states[0]), self._result(self.states[1])
+        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The gradients of the leaves' hidden and cell states and the weights, of the hidden result's `gradient`."""
@@ -209,7 +224,7 @@ class Tree:
         # The gates' values are spent. Were there a second backward, it would compute them again.
         self.keep = False
         self.kept = _Kept([], [])
-        del self.gradients, self.slopes, self.backward_weights
+        del self.gradients, self.slopes
         return gradients
 
     # Leaves.
@@ -298,13 +313,11 @@ class Tree:
     def _cells_backward(self, part: Step, kept: _Kept, first: int, adds: bool) -> None:
         batch, count = part.batch, part.rows
         rows = slice(first, first + count)
-        at = self._make_room(part)
         gradient, target = self.gradients, part.target
         for number in reversed(range(len(self.cells))):
             gates = kept.gates[number]
             assert gates is not None
-            slopes = self.slopes[number][at : at + count]
-            sums = self.bias_sums[number].narrow(0, self.summed[number], self.arithmetic.sums(count))
+            sums = self.bias_sums[number].narrow(0, self.summed[number], self.arithmetic.sums(count, self.like.dtype))
             self.summed[number] += len(sums)
             into: Pair
             if number:
@@ -314,53 +327,29 @@ class Tree:
             else:
                 cell = self._inputs(self.states, part.first, count)[1]
                 into = self._inputs(self.gradients, part.first, count)
-            weight = self.backward_weights[number]
+            weight, slopes = self.cells[number][0], self.slopes[number].at(rows)
             accumulate = adds and not number
             self.arithmetic.backward(
                 gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate
             )
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
         if not self.keep:  # what the next part computes again goes to the same buffers
-            self._multiply_slopes()
+            self._multiply_slopes(kept, part.first, first, count)
 
-    # The slopes of all rows, from the last to the first, in buffers that may have room for a part of them alone.
+    weight_gradients: list[Tensor]  # by cell; none at first
 
-    slopes: list[Tensor]  # by cell
-    slopes_from: int  # the row of their first
-    waiting: slice  # the rows whose slopes are in them
-    weight_gradients: list[Tensor]  # of the rows before; none at first
-
-    def _make_room(self, part: Step) -> int:
-        """Where the slopes of `part`, whose rows are next, begin in their buffers."""
-        first, after = part.first, part.first + part.rows
-        if first < self.slopes_from:
-            self._multiply_slopes()
-            self.slopes_from = max(0, after - len(self.slopes[0])) if self.keep else first
-            self.waiting = slice(after, after)
-        self.waiting = slice(first, self.waiting.stop)
-        return first - self.slopes_from
-
-    def _multiply_slopes(self) -> None:
-        """Multiply the waiting rows' slopes with what their cells read: their part of the weights' gradients."""
-        rows, self.waiting = self.waiting, slice(0, 0)
-        count = rows.stop - rows.start
-        if not count:
-            return
-        kept, first = (self.kept, rows.start) if self.keep else (self.again, 0)
-        inputs = [
-            self._inputs(self.states, rows.start, count)[0],
-            *(hidden[first : first + count] for hidden, _ in kept.between),
+    def _multiply_slopes(self, kept: _Kept, row: int, first: int, count: int) -> None:
+        """Add what `count` rows, from `row` on, do to the weights' gradients; `first` of them in `kept` and slopes."""
+        rows = slice(first, first + count)
+        inputs = [self._inputs(self.states, row, count)[0], *(hidden[rows] for hidden, _ in kept.between)]
+        gradients = [
+            self.arithmetic.weight_gradient(slopes.at(rows), part, weight)
+            for slopes, part, (weight, _) in zip(self.slopes, inputs, self.cells, strict=True)
         ]
-        start = rows.start - self.slopes_from
-        slopes = [part[start : start + count].t() for part in self.slopes]
-        if not self.weight_gradients:
-            self.weight_gradients = [left @ right for left, right in zip(slopes, inputs, strict=True)]
-            return
-        for number, (left, right) in enumerate(zip(slopes, inputs, strict=True)):
-            if left.dtype == self.wide:
-                self.weight_gradients[number].addmm_(left, right)
-            else:  # a sum of many parts in less than float32 would lose digits
-                self.weight_gradients[number] = self.weight_gradients[number].to(self.wide).add_(left @ right)
+        if self.weight_gradients:  # a sum of many parts in less than float32 would lose digits
+            before = [total.to(self.wide) for total in self.weight_gradients]
+            gradients = [total.add_(part) for total, part in zip(before, gradients, strict=True)]
+        self.weight_gradients = gradients
 
     def _inputs(self, buffers: Pair, first: int, count: int) -> Pair:
         """What `count` rows merge, from row `first` on: hidden [count, 2H] and cell [count, 2, H]."""
@@ -381,46 +370,43 @@ class Tree:
 
     # Buffers.
 
-    def _states(self, count: int) -> Pair:
+    def _states(self, count: int, hidden_dtype: torch.dtype) -> Pair:
         """Uninitialised hidden and cell states [count, H]."""
         shape = count, self.size
-        return self.like.new_empty(shape), self.like.new_empty(shape, dtype=self.wide)
+        return self.like.new_empty(shape, dtype=hidden_dtype), self.like.new_empty(shape, dtype=self.wide)
 
     def _make_kept(self, rows: int, gates: bool) -> _Kept:
         gates_dtype = self.arithmetic.gates_dtype(self.like.dtype)
         return _Kept(
-            [self.like.new_empty(rows, len(w), dtype=gates_dtype) if gates else None for w, _ in self.cells],
-            [self._states(rows) for _ in self.cells[1:]],
+            [self.like.new_empty(rows, len(bias), dtype=gates_dtype) if gates else None for _, bias in self.cells],
+            [self._states(rows, self.hidden_dtype) for _ in self.cells[1:]],
         )
 
     def _start_gradients(self) -> None:
         layout = self.layout
-        self.gradients = self._states(layout.slots)
+        self.gradients = self._states(layout.slots, self.like.dtype)
         if self.shares_states:
             first = layout.levels[0].first if layout.levels else 0
             after = first + sum(step.rows for step in layout.levels)
             for part in self.gradients:
                 part[2 * first : 2 * after].zero_()
                 part[layout.spare :].zero_()
-        self.backward_weights = [self.arithmetic.backward_operand(weight) for weight, _ in self.cells]
-        self.between_gradients = [self._states(self.widest) for _ in self.cells[1:3]]
+        self.between_gradients = [self._states(self.widest, self.like.dtype) for _ in self.cells[1:3]]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
-            self.unused = self._states(self.widest)
+            self.unused = self._states(self.widest, self.hidden_dtype)
         gates = self.kept.gates if self.keep else self.again.gates
-        # In less than float32, a sum of several products would lose digits.
-        room = max(PRODUCT_ROWS, self.widest) if self.like.dtype == self.wide else layout.rows
-        room = min(room, layout.rows) if self.keep else self.widest
-        self.slopes = [self.arithmetic.slopes(values, self.like.dtype, room) for values in gates if values is not None]
-        self.slopes_from, self.waiting, self.weight_gradients = layout.rows, slice(0, 0), []
+        self.slopes = [self.arithmetic.slopes(part, self.like.dtype) for part in gates if part is not None]
+        self.weight_gradients = []
         parts = [part for parts in self.parts.values() for part in parts]
-        count = sum(self.arithmetic.sums(part.rows) for part in parts)
-        self.bias_sums = [self.like.new_empty(count, len(weight), dtype=self.wide) for weight, _ in self.cells]
+        count = sum(self.arithmetic.sums(part.rows, self.like.dtype) for part in parts)
+        self.bias_sums = [self.like.new_empty(count, len(bias), dtype=self.wide) for _, bias in self.cells]
         self.summed = [0] * len(self.cells)  # how many of them there are by now
 
     def _weights_backward(self) -> list[Tensor]:
-        self._multiply_slopes()
-        weights = self.weight_gradients or [torch.zeros_like(weight) for weight, _ in self.cells]
+        if self.keep and self.layout.rows:
+            self._multiply_slopes(self.kept, 0, 0, self.layout.rows)
+        weights = self.weight_gradients or [torch.zeros_like(weight.values) for weight, _ in self.cells]
         gradients = []
         for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
             gradients += [weight.to(bias.dtype), self.arithmetic.total(sums).to(bias.dtype)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, Leaves, Pair
+from .fused import NO_ID, InUnits, Leaves, Pair
 from .layout import Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
@@ -28,21 +28,25 @@ class TorchArithmetic:
         """See `Arithmetic`."""
         return ids <= ONE_HOT_IDS["cuda"]
 
-    def operand(self, weight: Tensor) -> Tensor:
-        """The weight itself."""
-        return weight
+    def operand(self, weight: Tensor) -> InUnits:
+        """See `Arithmetic`."""
+        return InUnits(weight, None)
 
-    def backward_operand(self, weight: Tensor) -> Tensor:
-        """The weight itself."""
-        return weight
+    def hidden_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """See `Arithmetic`."""
+        return dtype
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
         return torch.promote_types(dtype, torch.float32)
 
-    def slopes(self, gates: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
         """See `Arithmetic`."""
-        return gates if gates.dtype == dtype else gates.new_empty(rows, gates.shape[1], dtype=dtype)
+        return InUnits(gates if gates.dtype == dtype else torch.empty_like(gates, dtype=dtype), None)
+
+    def result(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Arithmetic`."""
+        return hidden.clone(memory_format=torch.contiguous_format)
 
     def leaf(self, product: Tensor) -> Pair:
         """See `Arithmetic`."""
@@ -99,15 +103,15 @@ class TorchArithmetic:
                 here.copy_(there)
 
     def forward(
-        self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
         if gates is None or gates.dtype != hidden.dtype:
-            product = torch.addmm(bias, hidden, weight.t())
+            product = torch.addmm(bias, hidden, weight.values.t())
             gates = product.to(cell.dtype) if gates is None else gates.copy_(product)
         else:
-            torch.addmm(bias, hidden, weight.t(), out=gates)
+            torch.addmm(bias, hidden, weight.values.t(), out=gates)
         size = cell.shape[-1]
         i, g, o, *forgets = gates.split(size, dim=1)
         i.sigmoid_()
@@ -117,7 +121,7 @@ class TorchArithmetic:
         _write(out[1], target, batch, after)
         _write(out[0], target, batch, after.tanh_().mul_(o))
 
-    def sums(self, count: int) -> int:
+    def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
         return 1
 
@@ -132,8 +136,8 @@ class TorchArithmetic:
         batch: int,
         gates: Tensor,
         cell: Tensor,
-        weight: Tensor,
-        slopes: Tensor,
+        weight: InUnits,
+        slopes: InUnits,
         sums: Tensor,
         into: Pair,
         accumulate: bool,
@@ -155,13 +159,17 @@ class TorchArithmetic:
             else:
                 torch.mul(d_cell, forget, out=d_before)
             _sigmoid_backward.grad_input(torch.mul(d_cell, before, out=product), forget, grad_input=forget)
-        if slopes.dtype != gates.dtype:
-            slopes.copy_(gates)
+        if slopes.values.dtype != gates.dtype:
+            slopes.values.copy_(gates)
         torch.sum(gates, 0, keepdim=True, out=sums)
         if accumulate:
-            into[0].addmm_(slopes, weight)
+            into[0].addmm_(slopes.values, weight.values)
         else:
-            torch.mm(slopes, weight, out=into[0])
+            torch.mm(slopes.values, weight.values, out=into[0])
+
+    def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
+        """See `Arithmetic`."""
+        return slopes.values.t() @ inputs
 
 
 def _of_leaves(gradient: Tensor, target: Target, leaves: Leaves, states: Tensor) -> Tensor:

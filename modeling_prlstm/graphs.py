@@ -138,7 +138,7 @@ class GraphedTree:
                 if own is not None and given is not None:
                     own.copy_(given)
             self.forward_graph.replay()
-            return self.hidden.clone(memory_format=torch.contiguous_format)
+            return self.hidden.clone()
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """`Tree.backward` of the last forward, of its hidden states' gradient."""

@@ -3,7 +3,12 @@
 Forward, one kernel a cell: the products of all gates of a tile of states stay in registers, and the new states are
 written straight to where the next merge reads them. Backward, one kernel makes the gates' gradients of the gates'
 values; the products with the weights are the library's. No sum is made by atomics: results do not change from run to
-run. Float32 products use TF32 where `torch.backends.cuda.matmul.fp32_precision`, or the older `allow_tf32`, says so.
+run.
+
+Where `torch.backends.cuda.matmul.fp32_precision`, or the older `allow_tf32`, allows TF32, float32 products are made in
+float16, which keeps as many digits of a number as TF32 and is twice as fast. TF32's range, which float16 lacks, is
+made up for by units: one for all hidden states, which are smaller than 1, and for each row of the weights and of the
+gates' gradients a power of 2 by its largest number.
 
 Imported only when it runs. With `TRITON_INTERPRET=1` set before the import it runs on a CPU, slowly, to be tested.
 """
@@ -12,18 +17,19 @@ Imported only when it runs. With `TRITON_INTERPRET=1` set before the import it r
 # mypy: disable-error-code="no-untyped-def"
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .fused import NO_ID, Leaves, Pair
+from .fused import NO_ID, InUnits, Leaves, Pair
 from .layout import Run, Target
 
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError as error:
     raise ImportError("`backend='triton'` needs the package triton: `pip install triton`.") from error
 
@@ -48,6 +54,18 @@ def why_not(states: Tensor) -> str | None:
 # in parts of this many at least.
 ONE_HOT_IDS, SORTED_TOKENS = 128, 4096
 
+# From so many rows on, tiles are large.
+MANY_ROWS = 4096
+
+# In place of TF32: the hidden states are kept as float16 times this.
+HIDDEN_UNIT = 2.0**-15
+
+# The rows of a product of the weights' gradients that have one unit, for which one operand is copied.
+PRODUCT_ROWS = 32768
+
+# The largest number of a row becomes this, or up to twice as much: near float16's end.
+TOP = tl.constexpr(2.0**13)
+
 
 class _Tile(NamedTuple):
     """What one program of the forward kernel does: `rows` x `columns` states, `depth` of the product at a time."""
@@ -68,42 +86,51 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         return True
 
-    def operand(self, weight: Tensor) -> Tensor:
-        """The weight in one piece, for TF32 rounded to it: the matrix units cut the excess bits off."""
+    def operand(self, weight: Tensor) -> InUnits:
+        """See `Arithmetic`."""
         weight = weight.contiguous()
-        if weight.dtype != torch.float32 or not _tf32():
-            return weight
-        rounded = torch.empty_like(weight)
-        _round[(triton.cdiv(weight.numel(), 1024),)](weight, rounded, weight.numel(), BLOCK=1024)
-        return rounded
+        if self.hidden_dtype(weight.dtype) == weight.dtype:
+            return InUnits(weight, None)
+        count, width = weight.shape
+        operand = InUnits(torch.empty_like(weight, dtype=torch.float16), weight.new_empty(count))
+        _to_units[(triton.cdiv(count, 4),)](
+            weight, *operand, count, WIDTH=width, ROWS=4, COLUMNS=triton.next_power_of_2(width)
+        )
+        return operand
 
-    def backward_operand(self, weight: Tensor) -> Tensor:
-        """The weight; for TF32 in columns, with which the products take two thirds of the time."""
-        if weight.dtype != torch.float32 or not _tf32():
-            return weight
-        turned = weight.new_empty(weight.shape[1], weight.shape[0])
-        _transpose[tuple(triton.cdiv(size, 32) for size in weight.shape)](weight, turned, *weight.shape, BLOCK=32)
-        return turned.t()
+    def hidden_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """See `Arithmetic`."""
+        return torch.float16 if dtype == torch.float32 and _tf32() else dtype
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
         # The gates' values lie in [-1, 1]: float16 keeps as many of their bits as a TF32 product has.
         return torch.float32 if dtype == torch.float32 and not _tf32() else torch.float16
 
-    def slopes(self, gates: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
         """See `Arithmetic`."""
-        if gates.dtype.itemsize == dtype.itemsize:
-            return gates.view(dtype)
-        return gates.new_empty(rows, gates.shape[1], dtype=dtype)
+        in_units = self.hidden_dtype(dtype) != dtype
+        units = gates.new_empty(len(gates), dtype=torch.float32) if in_units else None
+        return InUnits(gates.view(self.hidden_dtype(dtype)), units)
+
+    def result(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Arithmetic`."""
+        if hidden.dtype == dtype:
+            return hidden.clone()
+        result = torch.empty_like(hidden, dtype=dtype)
+        count = hidden.numel()
+        _in_unit_1[(triton.cdiv(count, 1024),)](hidden, result, count, UNIT=HIDDEN_UNIT, BLOCK=1024)
+        return result
 
     def leaf(self, product: Tensor) -> Pair:
         """See `Arithmetic`."""
         product = product.contiguous()
         *shape, width = product.shape
-        hidden = product.new_empty(*shape, width // 3)
+        hidden = product.new_empty(*shape, width // 3, dtype=self.hidden_dtype(product.dtype))
         cell = torch.empty_like(hidden, dtype=torch.float32)
         grid, sizes = _tiles_of_states(hidden)
-        _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], PRECISION=_precision(), **sizes)
+        unit = _hidden_unit(hidden, product)
+        _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], UNIT=unit, **sizes)
         return hidden, cell
 
     def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
@@ -147,17 +174,23 @@ class TritonArithmetic:
         _copy[grid](*buffers, *places, SIZE=size, ADD=add, ROWS=16, COLUMNS=columns)
 
     def forward(
-        self, state: Pair, weight: Tensor, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
         count, states, size = cell.shape
-        tile = _forward_tile(count, states, size, hidden.dtype)
+        tile = _forward_tile(count, states, size, hidden)
         columns = triton.cdiv(size, tile.columns)
+        operands: tuple[Any, ...] = hidden, weight.values, None
+        described = _can_describe(hidden, count, size)
+        if described:
+            by_gate = weight.values.view(3 + states, size, states * size)
+            four, one = (TensorDescriptor.from_tensor(by_gate, [n, tile.columns, tile.depth]) for n in (4, 1))
+            operands = TensorDescriptor.from_tensor(hidden, [tile.rows, tile.depth]), four, one
         _forward[(triton.cdiv(count, tile.rows) * columns,)](
-            hidden,
+            *operands,
             cell,
-            weight,
+            weight.units,
             bias,
             gates,
             *out,
@@ -168,6 +201,8 @@ class TritonArithmetic:
             STATES=states,
             KEEP=gates is not None,
             WHOLE=size % tile.columns == 0 and size % tile.depth == 0,
+            DESCRIBED=described,
+            UNIT=_hidden_unit(hidden, bias),
             PRECISION=_precision(),
             WIDEN=INTERPRETED and hidden.dtype == torch.bfloat16,
             ROWS=tile.rows,
@@ -177,9 +212,9 @@ class TritonArithmetic:
             num_stages=tile.stages,
         )
 
-    def sums(self, count: int) -> int:
+    def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
-        return triton.cdiv(count, _backward_rows(count))
+        return triton.cdiv(count, _backward_rows(count, self.hidden_dtype(dtype) != dtype))
 
     def total(self, sums: Tensor) -> Tensor:
         """See `Arithmetic`."""
@@ -192,30 +227,67 @@ class TritonArithmetic:
         batch: int,
         gates: Tensor,
         cell: Tensor,
-        weight: Tensor,
-        slopes: Tensor,
+        weight: InUnits,
+        slopes: InUnits,
         sums: Tensor,
         into: Pair,
         accumulate: bool,
     ) -> None:
         """See `Arithmetic`."""
         count, states, size = cell.shape
-        rows = _backward_rows(count)
-        columns = min(64, triton.next_power_of_2(size))
+        in_units = slopes.units is not None
+        rows = _backward_rows(count, in_units)
+        columns, at_once, warps = min(64, triton.next_power_of_2(size)), rows, 2
+        if in_units:  # found from all of a row
+            columns = triton.next_power_of_2(size)
+            at_once = max(1, min(rows, 512 // columns)) if rows == 16 else 1
+            warps = max(1, min(16, columns // (256 // at_once if rows == 16 else 128)))
         places = count, batch, *_in_pairs(target, batch, count)
         _backward[(len(sums), triton.cdiv(size, columns))](
-            *(*gradient, gates, cell, slopes, into[1], sums, *places),
+            *(*gradient, gates, cell, weight.units, *slopes, into[1], sums, *places),
             SIZE=size,
             STATES=states,
             ADD=accumulate,
             ROWS=rows,
+            AT_ONCE=at_once,
             COLUMNS=columns,
-            num_warps=2,
+            num_warps=warps,
         )
-        if accumulate:
-            into[0].addmm_(slopes, weight)
+        if slopes.units is not None:
+            self._multiply(slopes, weight.values, into[0], accumulate)
+        elif accumulate:
+            into[0].addmm_(slopes.values, weight.values)
         else:
-            torch.mm(slopes, weight, out=into[0])
+            torch.mm(slopes.values, weight.values, out=into[0])
+
+    def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor, accumulate: bool) -> None:
+        """Write, or add, `slopes` times `weight` to `into`."""
+        (count, width), inputs = slopes.values.shape, weight.shape[1]
+        tile = _product_tile(count, inputs)
+        _product[(triton.cdiv(count, tile.rows) * triton.cdiv(inputs, tile.columns),)](
+            *(*slopes, weight, into, count),
+            WIDTH=width,
+            INPUTS=inputs,
+            ADD=accumulate,
+            WHOLE=width % tile.depth == 0 and inputs % tile.columns == 0,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            DEPTH=tile.depth,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+    def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
+        """See `Arithmetic`."""
+        if slopes.units is None or weight.units is None:
+            return slopes.values.t() @ inputs
+        total: Tensor | None = None
+        for start in range(0, len(inputs), PRODUCT_ROWS):
+            rows = slice(start, start + PRODUCT_ROWS)
+            gradient = _weight_gradient(slopes.values[rows], slopes.units[rows], inputs[rows], weight.units)
+            total = gradient if total is None else total.add_(gradient)
+        assert total is not None
+        return total
 
 
 def _tf32() -> bool:
@@ -227,24 +299,63 @@ def _precision() -> str:
     return "tf32" if _tf32() else "ieee"
 
 
-def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype) -> _Tile:
+def _hidden_unit(hidden: Tensor, like: Tensor) -> float:
+    """That of `hidden` states, of a model with tensors `like` this one."""
+    return 1.0 if hidden.dtype == like.dtype else HIDDEN_UNIT
+
+
+def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units: Tensor) -> Tensor:
+    """The product of slopes and `inputs` in float32: these are brought to the largest of the slopes' units."""
+    count, width = inputs.shape
+    largest = units.amax()
+    in_unit = torch.empty_like(inputs)
+    columns = min(256, triton.next_power_of_2(width))
+    grid = triton.cdiv(count, 16), triton.cdiv(width, columns)
+    _bring_to_unit[grid](inputs, units, largest, in_unit, count, WIDTH=width, ROWS=16, COLUMNS=columns)
+    if INTERPRETED:  # a CPU has no such product
+        product = values.t().float() @ in_unit.float()
+    else:
+        product = torch.mm(values.t(), in_unit, out_dtype=torch.float32)
+    return product.mul_((largest * HIDDEN_UNIT / weight_units)[:, None])
+
+
+def _can_describe(hidden: Tensor, count: int, size: int) -> bool:
+    """Whether the forward kernel reads its operands by descriptors: many at a time, whole tiles, on newer GPUs."""
+    if count < MANY_ROWS or size % 64 or hidden.dtype == torch.float32:
+        return False
+    return INTERPRETED or torch.cuda.get_device_capability(hidden.device) >= (9, 0)
+
+
+def _forward_tile(count: int, states: int, size: int, hidden: Tensor) -> _Tile:
     """The tile for `count` rows: large ones for many, and for few as many programs as the chip has processors."""
-    if dtype == torch.float32 and not _tf32():
+    if hidden.dtype == torch.float32:
         return _Tile(64, 16, 16, 4, 2)
-    depth = 32 if dtype == torch.float32 else 64
     if size < 64:
         return _Tile(32, 16, 16, 4, 2)
-    if count >= 4096:
-        return _Tile(128, 32, depth // 2, 4 if states == 2 else 8, 4)
+    if _can_describe(hidden, count, size):
+        return _Tile(128, 32, 64, 4 if states == 2 else 8, 3)
+    if count >= MANY_ROWS:
+        return _Tile(128, 32, 32, 4 if states == 2 else 8, 4)
     if count >= 384:
-        return _Tile(64, 16, depth, 4, 3)
-    if states == 1:
-        return _Tile(16, 16, 64, 4, 3)
-    return _Tile(16, 32, 64, 4, 3) if dtype == torch.float32 else _Tile(64, 16, 64, 4, 3)
+        return _Tile(64, 16, 64, 4, 3)
+    return _Tile(16, 16, 64, 4, 3) if states == 1 else _Tile(64, 16, 64, 4, 3)
 
 
-def _backward_rows(count: int) -> int:
-    """How many rows a program of the backward kernels takes."""
+def _product_tile(count: int, inputs: int) -> _Tile:
+    """The tile for the product of `count` rows of slopes with weights of so many `inputs`."""
+    if inputs < 64:
+        return _Tile(32, 16, 16, 4, 2)
+    if count >= MANY_ROWS:
+        return _Tile(128, 128, 64, 8, 3)
+    if count >= 384:
+        return _Tile(64, 64, 64, 4, 5) if inputs >= 512 else _Tile(64, 32, 64, 4, 5)
+    return _Tile(16, 32, 64, 4, 5)
+
+
+def _backward_rows(count: int, in_units: bool) -> int:
+    """How many rows a program of the backward kernel takes: fewer at a time where it finds a unit for each."""
+    if in_units:
+        return 16 if count >= 4 * MANY_ROWS else 4 if count >= 1024 else 1
     return 16 if count >= 2048 else 4
 
 
@@ -373,20 +484,38 @@ def _round_to_tf32(x):
 
 
 @triton.jit
-def _round(x_ptr, rounded_ptr, count, BLOCK: tl.constexpr):
-    """`TritonArithmetic.operand`."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(rounded_ptr + at, _round_to_tf32(tl.load(x_ptr + at, mask=at < count)), mask=at < count)
+def _unit_of(numbers):
+    """Of rows [n, m]: the unit [n] in which the largest number is TOP, or up to twice that."""
+    largest = tl.maximum(tl.max(tl.abs(numbers), 1), 1e-30)
+    return (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) / TOP
 
 
 @triton.jit
-def _transpose(x_ptr, turned_ptr, rows, columns, BLOCK: tl.constexpr):
-    """`turned` [columns, rows] of `x` [rows, columns]."""
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    x = tl.load(x_ptr + row[:, None] * columns + column[None, :], mask=inside)
-    tl.store(turned_ptr + column[:, None] * rows + row[None, :], tl.trans(x), mask=tl.trans(inside))
+def _to_units(
+    x_ptr,  # [count, WIDTH]
+    values_ptr,  # [count, WIDTH]
+    units_ptr,  # [count], float32
+    count,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`TritonArithmetic.operand`."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
+    at = rows[:, None] * WIDTH + columns[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    units = _unit_of(x)
+    tl.store(values_ptr + at, (x * (1 / units)[:, None]).to(values_ptr.dtype.element_ty), mask=inside)
+    tl.store(units_ptr + rows, units, mask=rows < count)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _in_unit_1(x_ptr, result_ptr, count, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+    """`TritonArithmetic.result`."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(result_ptr + at, tl.load(x_ptr + at, mask=at < count).to(tl.float32) * UNIT, mask=at < count)
 
 
 @triton.jit(do_not_specialize=["count", "width"])
@@ -412,14 +541,6 @@ def _sum(
 
 
 @triton.jit
-def _operand(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """`x` as a product in `dtype` takes it."""
-    if PRECISION == "tf32" and dtype == tl.float32:
-        return _round_to_tf32(x)
-    return x.to(dtype)
-
-
-@triton.jit
 def _multiply(x, w, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     if WIDEN:
         x = x.to(tl.float32)
@@ -430,10 +551,10 @@ def _multiply(x, w, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def _leaf(
     product_ptr,  # [count, 3 * SIZE], rows i, g, o
-    hidden_ptr,  # [count, SIZE]
+    hidden_ptr,  # [count, SIZE], in UNIT
     cell_ptr,  # [count, SIZE], float32
     count,
-    PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -447,10 +568,10 @@ def _leaf(
     g = _tanh(tl.load(product_ptr + at + SIZE, mask=inside, other=0.0).to(tl.float32))
     o = tl.sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
     cell = i * g
-    hidden = o * _tanh(cell)
+    hidden = o * _tanh(cell) / UNIT
     at = rows[:, None] * SIZE + columns[None, :]
     tl.store(cell_ptr + at, cell, mask=inside)
-    tl.store(hidden_ptr + at, _operand(hidden, hidden_ptr.dtype.element_ty, PRECISION), mask=inside)
+    tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -614,7 +735,9 @@ def _sum_by_id(
             values = tl.load(hidden_slots_ptr + at, mask=inside, other=0.0).to(tl.float32)
         else:
             values = tl.load(cell_slots_ptr + at, mask=inside, other=0.0)
-        total = tl.dot(one_hot, _operand(values, tl.float32, PRECISION), total, input_precision=PRECISION)
+        if PRECISION == "tf32":
+            values = _round_to_tf32(values)  # the matrix units cut the excess bits off
+        total = tl.dot(one_hot, values, total, input_precision=PRECISION)
     inside = (every < count)[:, None] & (columns < SIZE)[None, :]
     own = tl.program_id(0).to(tl.int64) * 2 + tl.program_id(2)
     tl.store(sums_ptr + own * count * SIZE + every[:, None] * SIZE + columns[None, :], total, mask=inside)
@@ -668,12 +791,14 @@ def _bias(at, in_columns):
 
 @triton.jit(do_not_specialize=VARYING)
 def _forward(
-    hidden_ptr,  # [count, STATES * SIZE]
-    cell_ptr,  # [count, STATES, SIZE], float32
+    hidden_ptr,  # [count, STATES * SIZE], in UNIT
     weight_ptr,  # [(3 + STATES) * SIZE, STATES * SIZE], rows i, g, o, f_1 .. f_STATES
+    right_ptr,  # None; where DESCRIBED these three are descriptors: of the weights' first gates, and of the last
+    cell_ptr,  # [count, STATES, SIZE], float32
+    units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     bias_ptr,  # [(3 + STATES) * SIZE]
     gates_ptr,  # [count, (3 + STATES) * SIZE], their values; unused unless KEEP
-    hidden_out_ptr,  # [slots, SIZE]
+    hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
     count,
     batch,
@@ -688,6 +813,8 @@ def _forward(
     STATES: tl.constexpr,
     KEEP: tl.constexpr,
     WHOLE: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,  # the interpreter cannot multiply bfloat16
     ROWS: tl.constexpr,
@@ -698,8 +825,10 @@ def _forward(
     tiles: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
     inputs: tl.constexpr = STATES * SIZE
     # Programs that read the same rows run together.
-    rows = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    first_row = tl.program_id(0) // tiles * ROWS
+    first_column = tl.program_id(0) % tiles * COLUMNS
+    rows = first_row + tl.arange(0, ROWS)
+    columns = first_column + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     in_rows = rows < count
     in_columns = columns < SIZE
@@ -708,12 +837,18 @@ def _forward(
     four = tl.zeros((ROWS, 4 * COLUMNS), tl.float32)
     right = tl.zeros((ROWS, COLUMNS), tl.float32)
     abreast = tl.arange(0, 4 * COLUMNS)
-    column = tl.program_id(0) % tiles * COLUMNS + abreast % COLUMNS
-    hidden_at = hidden_ptr + rows.to(tl.int64)[:, None] * inputs + depth[None, :]
-    four_at = weight_ptr + (abreast // COLUMNS * SIZE + column)[None, :] * inputs + depth[:, None]
-    right_at = weight_ptr + (4 * SIZE + columns)[None, :] * inputs + depth[:, None]
+    column = first_column + abreast % COLUMNS
+    if not DESCRIBED:
+        hidden_at = hidden_ptr + rows.to(tl.int64)[:, None] * inputs + depth[None, :]
+        four_at = weight_ptr + (abreast // COLUMNS * SIZE + column)[None, :] * inputs + depth[:, None]
+        right_at = weight_ptr + (4 * SIZE + columns)[None, :] * inputs + depth[:, None]
     for start in range(0, inputs, DEPTH):
-        if WHOLE:
+        if DESCRIBED:
+            x = hidden_ptr.load([first_row, start])
+            w_four = tl.trans(tl.reshape(weight_ptr.load([0, first_column, start]), (4 * COLUMNS, DEPTH)))
+            if STATES == 2:
+                w_right = tl.trans(tl.reshape(right_ptr.load([4, first_column, start]), (COLUMNS, DEPTH)))
+        elif WHOLE:
             x = tl.load(hidden_at + start, mask=in_rows[:, None], other=0.0)
             w_four = tl.load(four_at + start)
             if STATES == 2:
@@ -727,6 +862,11 @@ def _forward(
         four = _multiply(x, w_four, four, PRECISION, WIDEN)
         if STATES == 2:
             right = _multiply(x, w_right, right, PRECISION, WIDEN)
+    if units_ptr is not None:
+        units = tl.load(units_ptr + abreast // COLUMNS * SIZE + column, mask=column < SIZE, other=0.0)
+        four *= (units * UNIT)[None, :]
+        if STATES == 2:
+            right *= (tl.load(units_ptr + 4 * SIZE + columns, mask=in_columns, other=0.0) * UNIT)[None, :]
     i_and_o, g_and_left = tl.permute(tl.reshape(four, (ROWS, 2, 2, COLUMNS)), (0, 3, 1, 2)).split()
     i, o = i_and_o.split()
     g, left = g_and_left.split()
@@ -753,9 +893,8 @@ def _forward(
             tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
     out_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
     tl.store(cell_out_ptr + out_at, cell, mask=inside)
-    hidden = o * _tanh(cell)
-    hidden = _operand(hidden, hidden_out_ptr.dtype.element_ty, PRECISION)  # as what the next product sees of it
-    tl.store(hidden_out_ptr + out_at, hidden, mask=inside)
+    hidden = o * _tanh(cell) / UNIT
+    tl.store(hidden_out_ptr + out_at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -764,7 +903,9 @@ def _backward(
     cell_gradient_ptr,  # [slots, SIZE], float32
     gates_ptr,  # [count, (3 + STATES) * SIZE]
     cell_ptr,  # [count, STATES, SIZE], float32
-    slopes_ptr,  # like the gates; may be their memory
+    weight_units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
+    slopes_ptr,  # like the gates, in the weights' units and their own; may be the gates' memory
+    units_ptr,  # [count], float32: of the slopes' rows; None: 1
     before_gradient_ptr,  # like the cell
     sums_ptr,  # [tiles, (3 + STATES) * SIZE], float32
     count,
@@ -780,56 +921,154 @@ def _backward(
     STATES: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """`fused.Arithmetic.backward`; one program differentiates ROWS x COLUMNS states and sums over its rows."""
     width: tl.constexpr = (3 + STATES) * SIZE
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = columns < SIZE
-    inside = (rows < count)[:, None] & in_columns[None, :]
-    from_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
-    gates_at = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    before_at = rows.to(tl.int64)[:, None] * (STATES * SIZE) + columns[None, :]
-    sums_at = sums_ptr + tl.program_id(0).to(tl.int64) * width + columns
+    i_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+    g_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+    o_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+    left_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+    right_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+    for start in range(0, ROWS, AT_ONCE):
+        rows = tl.program_id(0) * ROWS + start + tl.arange(0, AT_ONCE)
+        in_rows = rows < count
+        inside = in_rows[:, None] & in_columns[None, :]
+        slots = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)
+        from_at = slots[:, None] * SIZE + columns[None, :]
+        gates_at = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        before_at = rows.to(tl.int64)[:, None] * (STATES * SIZE) + columns[None, :]
 
-    i = tl.load(gates_ptr + gates_at, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32)
-    o = tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32)
-    left = tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32)
-    left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
-    cell = i * g + left * left_cell
-    if STATES == 2:
-        right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
-        right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
-        cell += right * right_cell
-    activated = _tanh(cell)
-    d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
-    d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)
-    d_cell += d_hidden * o * (1 - activated * activated)
+        i = tl.load(gates_ptr + gates_at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32)
+        o = tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32)
+        left = tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32)
+        left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
+        cell = i * g + left * left_cell
+        if STATES == 2:
+            right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
+            right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
+            cell += right * right_cell
+        activated = _tanh(cell)
+        d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
+        d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)
+        d_cell += d_hidden * o * (1 - activated * activated)
 
-    dtype = slopes_ptr.dtype.element_ty
-    slope = d_cell * g * i * (1 - i)
-    tl.store(slopes_ptr + gates_at, slope.to(dtype), mask=inside)
-    tl.store(sums_at, tl.sum(slope, 0), mask=in_columns)
-    slope = d_cell * i * (1 - g * g)
-    tl.store(slopes_ptr + gates_at + SIZE, slope.to(dtype), mask=inside)
-    tl.store(sums_at + SIZE, tl.sum(slope, 0), mask=in_columns)
-    slope = d_hidden * activated * o * (1 - o)
-    tl.store(slopes_ptr + gates_at + 2 * SIZE, slope.to(dtype), mask=inside)
-    tl.store(sums_at + 2 * SIZE, tl.sum(slope, 0), mask=in_columns)
-    slope = d_cell * left_cell * left * (1 - left)
-    tl.store(slopes_ptr + gates_at + 3 * SIZE, slope.to(dtype), mask=inside)
-    tl.store(sums_at + 3 * SIZE, tl.sum(slope, 0), mask=in_columns)
-    d_left = d_cell * left
-    if ADD:
-        d_left += tl.load(before_gradient_ptr + before_at, mask=inside, other=0.0)
-    tl.store(before_gradient_ptr + before_at, d_left, mask=inside)
-    if STATES == 2:
-        slope = d_cell * right_cell * right * (1 - right)
-        tl.store(slopes_ptr + gates_at + 4 * SIZE, slope.to(dtype), mask=inside)
-        tl.store(sums_at + 4 * SIZE, tl.sum(slope, 0), mask=in_columns)
-        d_right = d_cell * right
+        d_left = d_cell * left
         if ADD:
-            d_right += tl.load(before_gradient_ptr + before_at + SIZE, mask=inside, other=0.0)
-        tl.store(before_gradient_ptr + before_at + SIZE, d_right, mask=inside)
+            d_left += tl.load(before_gradient_ptr + before_at, mask=inside, other=0.0)
+        tl.store(before_gradient_ptr + before_at, d_left, mask=inside)
+        for_i = d_cell * g * i * (1 - i)
+        for_g = d_cell * i * (1 - g * g)
+        for_o = d_hidden * activated * o * (1 - o)
+        for_left = d_cell * left_cell * left * (1 - left)
+        i_sum += for_i
+        g_sum += for_g
+        o_sum += for_o
+        left_sum += for_left
+        if STATES == 2:
+            d_right = d_cell * right
+            if ADD:
+                d_right += tl.load(before_gradient_ptr + before_at + SIZE, mask=inside, other=0.0)
+            tl.store(before_gradient_ptr + before_at + SIZE, d_right, mask=inside)
+            for_right = d_cell * right_cell * right * (1 - right)
+            right_sum += for_right
+
+        if units_ptr is not None:
+            weight_units_at = weight_units_ptr + columns
+            for_i *= tl.load(weight_units_at, mask=in_columns, other=0.0)[None, :]
+            for_g *= tl.load(weight_units_at + SIZE, mask=in_columns, other=0.0)[None, :]
+            for_o *= tl.load(weight_units_at + 2 * SIZE, mask=in_columns, other=0.0)[None, :]
+            for_left *= tl.load(weight_units_at + 3 * SIZE, mask=in_columns, other=0.0)[None, :]
+            largest = tl.maximum(tl.maximum(tl.abs(for_i), tl.abs(for_g)), tl.maximum(tl.abs(for_o), tl.abs(for_left)))
+            if STATES == 2:
+                for_right *= tl.load(weight_units_at + 4 * SIZE, mask=in_columns, other=0.0)[None, :]
+                largest = tl.maximum(largest, tl.abs(for_right))
+            unit = _unit_of(largest)
+            tl.store(units_ptr + rows, unit, mask=in_rows)
+            scale = (1 / unit)[:, None]
+            for_i *= scale
+            for_g *= scale
+            for_o *= scale
+            for_left *= scale
+            if STATES == 2:
+                for_right *= scale
+        dtype = slopes_ptr.dtype.element_ty
+        tl.store(slopes_ptr + gates_at, for_i.to(dtype), mask=inside)
+        tl.store(slopes_ptr + gates_at + SIZE, for_g.to(dtype), mask=inside)
+        tl.store(slopes_ptr + gates_at + 2 * SIZE, for_o.to(dtype), mask=inside)
+        tl.store(slopes_ptr + gates_at + 3 * SIZE, for_left.to(dtype), mask=inside)
+        if STATES == 2:
+            tl.store(slopes_ptr + gates_at + 4 * SIZE, for_right.to(dtype), mask=inside)
+    sums_at = sums_ptr + tl.program_id(0).to(tl.int64) * width + columns
+    tl.store(sums_at, tl.sum(i_sum, 0), mask=in_columns)
+    tl.store(sums_at + SIZE, tl.sum(g_sum, 0), mask=in_columns)
+    tl.store(sums_at + 2 * SIZE, tl.sum(o_sum, 0), mask=in_columns)
+    tl.store(sums_at + 3 * SIZE, tl.sum(left_sum, 0), mask=in_columns)
+    if STATES == 2:
+        tl.store(sums_at + 4 * SIZE, tl.sum(right_sum, 0), mask=in_columns)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _product(
+    slopes_ptr,  # [count, WIDTH]
+    units_ptr,  # [count], float32
+    weight_ptr,  # [WIDTH, INPUTS]
+    into_ptr,  # [count, INPUTS], float32
+    count,
+    WIDTH: tl.constexpr,
+    INPUTS: tl.constexpr,
+    ADD: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """`TritonArithmetic._multiply`."""
+    tiles: tl.constexpr = (INPUTS + COLUMNS - 1) // COLUMNS
+    rows = (tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    in_rows = (rows < count)[:, None]
+    in_columns = (columns < INPUTS)[None, :]
+    slopes_at = slopes_ptr + rows[:, None] * WIDTH + depth[None, :]
+    weight_at = weight_ptr + depth[:, None] * INPUTS + columns[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, WIDTH, DEPTH):
+        if WHOLE:
+            slopes = tl.load(slopes_at + start, mask=in_rows, other=0.0)
+            weight = tl.load(weight_at + start * INPUTS)
+        else:
+            in_depth = depth + start < WIDTH
+            slopes = tl.load(slopes_at + start, mask=in_rows & in_depth[None, :], other=0.0)
+            weight = tl.load(weight_at + start * INPUTS, mask=in_depth[:, None] & in_columns, other=0.0)
+        total = tl.dot(slopes, weight, total)
+    total *= tl.load(units_ptr + rows, mask=rows < count, other=0.0)[:, None]
+    at = into_ptr + rows[:, None] * INPUTS + columns[None, :]
+    if ADD:
+        total += tl.load(at, mask=in_rows & in_columns, other=0.0)
+    tl.store(at, total, mask=in_rows & in_columns)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _bring_to_unit(
+    inputs_ptr,  # [count, WIDTH]
+    units_ptr,  # [count], float32
+    unit_ptr,  # [], float32
+    result_ptr,  # like the inputs
+    count,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`result` times `unit` is `inputs` times their `units`."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
+    at = rows[:, None] * WIDTH + columns[None, :]
+    share = tl.load(units_ptr + rows, mask=rows < count, other=0.0) / tl.load(unit_ptr)
+    x = tl.load(inputs_ptr + at, mask=inside, other=0.0).to(tl.float32) * share[:, None]
+    tl.store(result_ptr + at, x.to(result_ptr.dtype.element_ty), mask=inside)

@@ -95,30 +95,38 @@ def one_sequence_a_row(
     """
     check_tensors(position_ids=position_ids, seq_idx=seq_idx, cu_seq_lens_q=cu_seq_lens_q)
     shape = (inputs.shape[0], inputs.shape[1])
-    is_token = None if attention_mask is None else _checked_mask(attention_mask, shape)
+    tokens = None if attention_mask is None else _tokens_of(attention_mask, shape)
     if position_ids is None and seq_idx is None and cu_seq_lens_q is None:
-        return Rows(inputs, None, None, shape) if is_token is None else _compact(inputs, is_token)
+        return Rows(inputs, None, None, shape) if tokens is None else _compact(inputs, tokens)
     if not can_look_at(inputs):
         raise ValueError(
             "`position_ids`, `seq_idx` and `cu_seq_lens_q` cannot be compiled, exported or captured: the number of "
             "packed sequences is known only from their values. Give one sequence a row, with an `attention_mask`."
         )
-    if is_token is None:
-        is_token = torch.ones(shape, dtype=torch.bool, device=inputs.device)
+    is_token = torch.ones(shape, dtype=torch.bool, device=inputs.device) if tokens is None else tokens.where
     if cu_seq_lens_q is not None:
         seq_idx = _numbered(cu_seq_lens_q, is_token)
     return _unpack(inputs, is_token, _begins(is_token, position_ids, seq_idx))
 
 
-def _compact(inputs: Tensor, is_token: Tensor) -> Rows:
+class _Tokens(NamedTuple):
+    """The tokens among padding: `where` they are [B, T], each row's number [B] of them, the least and the greatest.
+
+    Of these two, where no values may be read, the bounds 0 and T.
+    """
+
+    where: Tensor
+    lengths: Tensor
+    shortest: int
+    longest: int
+
+
+def _compact(inputs: Tensor, tokens: _Tokens) -> Rows:
     """Bring the tokens of each row together at its start."""
     shape = (inputs.shape[0], inputs.shape[1])
-    lengths = is_token.sum(dim=1)
-    longest = shape[1]
-    if can_look_at(lengths):
-        shortest, longest = torch.stack((lengths.min(), lengths.max())).tolist()
-        if shortest == shape[1]:
-            return Rows(inputs, None, None, shape)
+    is_token, lengths, shortest, longest = tokens
+    if shortest == shape[1]:
+        return Rows(inputs, None, None, shape)
     order = is_token.cumsum(dim=1) - 1
     # Padding is written to one place behind the longest row, which is then cut off.
     target = order.masked_fill(~is_token, longest)
@@ -147,27 +155,31 @@ def _scatter(inputs: Tensor, target: Tensor, length: int) -> Tensor:
     return inputs.new_zeros(inputs.shape[0], length, *inputs.shape[2:]).scatter(1, target, inputs)
 
 
-def _checked_mask(attention_mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The mask as booleans [B, T]."""
+def _tokens_of(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
+    """The tokens of a mask, after its checks; on a GPU, reading values more than once would take longer than these."""
     if attention_mask.shape != shape:
         raise ValueError(
             f"`attention_mask` must have the shape (batch, length) of the input, {shape}, "
             f"got {tuple(attention_mask.shape)}."
         )
     is_token = attention_mask != 0
-    if not can_look_at(is_token):
-        return is_token
-    if (is_token & (attention_mask != 1)).any():
+    lengths = is_token.sum(dim=1)
+    if not can_look_at(lengths):
+        return _Tokens(is_token, lengths, 0, shape[1])
+    bounds = *(bound.long() for bound in attention_mask.aminmax()), *lengths.aminmax()
+    low, high, shortest, longest = torch.stack(bounds).tolist()
+    has_fractions = attention_mask.is_floating_point() and (is_token & (attention_mask != 1)).any()
+    if low < 0 or high > 1 or has_fractions:
         raise ValueError(
             f"`attention_mask` must hold 1 at tokens and 0 at padding, got {attention_mask.unique().tolist()[:8]}."
         )
-    empty = ~is_token.any(dim=1)
-    if empty.any():
+    if shortest == 0:
+        empty = (lengths == 0).nonzero().flatten().tolist()
         raise ValueError(
-            f"`attention_mask` is 0 everywhere in row(s) {empty.nonzero().flatten().tolist()[:8]}: each row needs at "
+            f"`attention_mask` is 0 everywhere in row(s) {empty[:8]}: each row needs at "
             "least one token, because an empty sequence has no state. Remove these rows from the batch."
         )
-    return is_token
+    return _Tokens(is_token, lengths, shortest, longest)
 
 
 def _begins(is_token: Tensor, position_ids: Tensor | None, seq_idx: Tensor | None) -> Tensor:

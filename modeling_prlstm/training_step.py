@@ -46,7 +46,6 @@ class TrainingStep:
             )
         self.on_gpu = bool(self.parameters) and all(parameter.is_cuda for parameter in self.parameters)
         if self.on_gpu:
-            self.pool = torch.cuda.graph_pool_handle()
             self._prepare()
 
     def __call__(self, **batch: Tensor) -> Tensor:
@@ -102,6 +101,7 @@ class TrainingStep:
 
     def _prepare(self) -> None:
         """Raise for an optimizer that a graph cannot hold, and make it hold the learning rates."""
+        self.pool = torch.cuda.graph_pool_handle()  # a pool that lost its graphs takes no others
         self.rates = []
         for group in self.optimizer.param_groups:
             option = "capturable" if "capturable" in group else "fused"  # what keeps it from reading the GPU's values

@@ -54,13 +54,13 @@ def compose(
     tables = 0 if count is None else repeated_levels(form, rows, length, count)
 
     def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
-        operands = tuple(arithmetic.operand(part) if part.dim() == 2 else part for part in weights)
+        cells = [(arithmetic.operand(weight), bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True)]
 
         def make_rows(part: slice, keep: bool) -> LeavesFirst:
             layout = make_layout(len(range(batch)[part]), length, form, count)
             own = None if lengths is None else lengths[part]
             at_once = CHECKPOINT_TOKENS if checkpoint else None
-            tree = TREES[form](arithmetic, layout, product[..., ::3], operands, own, keep, at_once)
+            tree = TREES[form](arithmetic, layout, product[..., ::3], cells, own, keep, at_once)
             return LeavesFirst(arithmetic, tree)
 
         if not checkpoint:
@@ -77,7 +77,7 @@ def compose(
             return _Compose.apply(make_tree, graph, ids, lengths, *inputs)
         if graph is not None:
             return graph.forward(inputs, ids, lengths)
-        return _hidden(make_tree(weights, lengths), ids, product)
+        return make_tree(weights, lengths).forward(ids, product)
 
 
 class LeavesFirst:
@@ -92,8 +92,8 @@ class LeavesFirst:
         self.arithmetic, self.tree = arithmetic, tree
 
     def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
-        """The hidden states of `Tree.forward`, part of its buffers; of `compose`'s `ids` and `product`."""
-        return self.tree.forward(Leaves(ids, *self.arithmetic.leaf(product)))[0]
+        """The hidden states of `Tree.forward`, of `compose`'s `ids` and `product`."""
+        return self.tree.forward(Leaves(ids, *self.arithmetic.leaf(product)))
 
     def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
         """The gradients of `product` and the weights, of the hidden states' `gradient`."""
@@ -115,11 +115,11 @@ class InTurn:
         self.keep = parts[0].stop * length <= CHECKPOINT_TOKENS
 
     def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
-        """See `LeavesFirst.forward`; a tensor of its own."""
+        """See `LeavesFirst.forward`."""
         self.ids = ids
         result = None
         for part in self.parts:
-            hidden = _hidden(self.make(part, False), *self._leaves(part, product))  # of the tree no more than this
+            hidden = self.make(part, False).forward(*self._leaves(part, product))  # of the tree no more than this
             if result is None:
                 result = hidden.new_empty(self.parts[-1].stop, *hidden.shape[1:])
             result[part] = hidden
@@ -153,11 +153,6 @@ class InTurn:
         return (None, product[part]) if self.ids is None else (self.ids[part], product)
 
 
-def _hidden(tree: LeavesFirst | InTurn, ids: Tensor | None, product: Tensor) -> Tensor:
-    """The hidden states of the tree's forward, apart from its buffers."""
-    return tree.forward(ids, product).clone(memory_format=torch.contiguous_format)
-
-
 class _Compose(torch.autograd.Function):
     """`compose` with a backward. The tree goes from one to the other as it is: its buffers are no one else's."""
 
@@ -175,7 +170,7 @@ class _Compose(torch.autograd.Function):
         if claim is not None:
             return claim.forward(inputs, ids, lengths)
         ctx.tree = make_tree(inputs[1:], lengths)
-        return _hidden(ctx.tree, ids, inputs[0])
+        return ctx.tree.forward(ids, inputs[0])
 
     @staticmethod
     @once_differentiable

@@ -29,7 +29,7 @@ def nan_buffers():
     torch.use_deterministic_algorithms(False)
 
 
-def states_and_gradients(model, backend, tokens, lengths, every_prefix, device="cpu"):
+def states_and_gradients(model, backend, tokens, lengths, every_prefix, device="cpu", weighting=1.0):
     """The states and the gradients of all parameters, of a random weighting of the states."""
     model = model.to(device)
     model.config.backend = backend
@@ -37,8 +37,8 @@ def states_and_gradients(model, backend, tokens, lengths, every_prefix, device="
     states = model.composer(tokens.to(device), None if lengths is None else lengths.to(device), every_prefix)[1]
     if every_prefix and lengths is not None:
         states = states * (torch.arange(states.shape[1]) < lengths[:, None]).to(states)[:, :, None]
-    weighting = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states)
-    (states * weighting).sum().backward()
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states) * weighting
+    (states * weights).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {"states": states.detach()} | gradients
 
@@ -149,16 +149,65 @@ def test_repeated_pairs_are_merged_once(backend, length, every_prefix, checkpoin
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 is a GPU's")
-@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
-def test_gradients_of_weights_in_parts(every_prefix, monkeypatch):
-    """The gates' gradients of TF32 need buffers of their own, which do not hold all rows."""
-    monkeypatch.setattr("modeling_prlstm.fused.PRODUCT_ROWS", 1)
-    model = model_of(num_refinements=2)
-    arguments = batch_of(37, batch=29), None, every_prefix
+@pytest.fixture
+def tf32():
+    """Products as TF32 allows them; what they are compared with is not made on a GPU."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize(
+    ("every_prefix", "lengths"), [(True, None), (False, None), (False, [13, 2, 8])], ids=["scan", "reduce", "ragged"]
+)
+@pytest.mark.parametrize(("size", "vocab_size", "checkpoint"), [(7, 5, False), (16, 5, True), (72, 2000, False)])
+def test_tf32(size, vocab_size, every_prefix, lengths, checkpoint, monkeypatch):
+    """Units of each row's own, brought to one in parts of the rows."""
+    monkeypatch.setattr("modeling_prlstm.kernels.PRODUCT_ROWS", 8)
+    model = model_of(hidden_size=size, vocab_size=vocab_size).train()
+    arguments = batch_of(13), None if lengths is None else torch.tensor(lengths), every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    assert_agrees(states_and_gradients(model, "triton", *arguments, "cuda"), expected, 2e-3)
+    model.composer.merge.gradient_checkpointing = checkpoint
+    assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, 2e-3)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_tiles(dtype, monkeypatch):
+    """Those of many rows, whose operands are read by descriptors where the sizes fit."""
+    monkeypatch.setattr("modeling_prlstm.kernels.MANY_ROWS", 100)
+    model, reference = model_of(dtype, hidden_size=64), model_of(hidden_size=64)
+    reference.load_state_dict(model.state_dict())
+    arguments = batch_of(10, batch=29), None, False
+    expected = states_and_gradients(reference, "eager", *arguments)
+    tolerance = 2e-3 if dtype == torch.float32 else TOLERANCE[dtype]
+    assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, tolerance)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # by the interpreter
+@pytest.mark.parametrize(
+    ("weights", "of_o", "weighting"), [(1, 1, 1e-25), (1, 1, 1e20), (1e-6, 1, 1), (1e-6, 1, 1e-12), (1, 1e6, 1)]
+)
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+def test_tf32_far_from_1(every_prefix, weights, of_o, weighting):
+    """Numbers that float16 has not, in states, weights and gradients: a tree that forgets, gates that saturate."""
+    model = model_of(num_refinements=2)
+    with torch.no_grad():
+        for layer in (model.composer.merge.binary, *model.composer.merge.refine):
+            layer.weight *= weights
+            layer.weight[14:21] *= of_o
+    arguments = batch_of(37, batch=2), None, every_prefix
+    expected = states_and_gradients(model, "eager", *arguments, weighting=weighting)
+    actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"], weighting=weighting)
+    if of_o > 1:  # the few sums that are next to 0, where the gate is not saturated, decide about the gradients
+        expected = {"states": expected["states"]}
+    assert_agrees(actual, expected, 2e-3)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -214,7 +263,7 @@ def test_checkpointing_a_long_row_in_bfloat16_keeps_its_digits(every_prefix, mon
     expected = states_and_gradients(reference, "eager", batch_of(2000, batch=2), None, every_prefix)
     model.composer.merge.gradient_checkpointing = True
     actual = states_and_gradients(model, "fused", batch_of(2000, batch=2), None, every_prefix)
-    assert_agrees(actual, expected, 1e-2)
+    assert_agrees(actual, expected, 2e-2)
 
 
 def test_ids_that_change_before_the_backward_are_noticed():

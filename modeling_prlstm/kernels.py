@@ -82,6 +82,9 @@ class TritonArithmetic:
 
     rows = None
 
+    def __init__(self) -> None:
+        self.tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+
     def can_capture(self, ids: int) -> bool:
         """See `Arithmetic`."""
         return True
@@ -92,20 +95,22 @@ class TritonArithmetic:
         if self.hidden_dtype(weight.dtype) == weight.dtype:
             return InUnits(weight, None)
         count, width = weight.shape
+        columns = triton.next_power_of_2(width)
+        rows = max(1, 2048 // columns)
         operand = InUnits(torch.empty_like(weight, dtype=torch.float16), weight.new_empty(count))
-        _to_units[(triton.cdiv(count, 4),)](
-            weight, *operand, count, WIDTH=width, ROWS=4, COLUMNS=triton.next_power_of_2(width)
-        )
+        warps = max(4, min(16, columns // 512))
+        grid = (triton.cdiv(count, rows),)
+        _to_units[grid](weight, *operand, count, WIDTH=width, ROWS=rows, COLUMNS=columns, num_warps=warps)
         return operand
 
     def hidden_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
-        return torch.float16 if dtype == torch.float32 and _tf32() else dtype
+        return torch.float16 if dtype == torch.float32 and self.tf32 else dtype
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
         # The gates' values lie in [-1, 1]: float16 keeps as many of their bits as a TF32 product has.
-        return torch.float32 if dtype == torch.float32 and not _tf32() else torch.float16
+        return torch.float32 if dtype == torch.float32 and not self.tf32 else torch.float16
 
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
         """See `Arithmetic`."""
@@ -158,7 +163,11 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         ids, count = leaves.ids, len(leaves.hidden)
         if ids is not None:
-            of_hidden, of_cell = (_sum_few if count <= ONE_HOT_IDS else _sum_many)(gradient, target, ids, count)
+            if count <= ONE_HOT_IDS:
+                in_tf32 = self.tf32 or gradient[0].dtype != torch.float32
+                of_hidden, of_cell = _sum_few(gradient, target, ids, count, "tf32" if in_tf32 else "ieee")
+            else:
+                of_hidden, of_cell = _sum_many(gradient, target, ids, count)
             return of_hidden, of_cell
         shape = *leaves.shape, leaves.hidden.shape[-1]
         of_tokens = gradient[0].new_empty(shape), gradient[1].new_empty(shape)
@@ -203,7 +212,6 @@ class TritonArithmetic:
             WHOLE=size % tile.columns == 0 and size % tile.depth == 0,
             DESCRIBED=described,
             UNIT=_hidden_unit(hidden, bias),
-            PRECISION=_precision(),
             WIDEN=INTERPRETED and hidden.dtype == torch.bfloat16,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
@@ -240,8 +248,8 @@ class TritonArithmetic:
         columns, at_once, warps = min(64, triton.next_power_of_2(size)), rows, 2
         if in_units:  # found from all of a row
             columns = triton.next_power_of_2(size)
-            at_once = max(1, min(rows, 512 // columns)) if rows == 16 else 1
-            warps = max(1, min(16, columns // (256 // at_once if rows == 16 else 128)))
+            at_once = max(1, min(rows, 512 // columns)) if rows >= 16 else 1
+            warps = max(1, min(16, columns // (256 // at_once if rows >= 16 else 128)))
         places = count, batch, *_in_pairs(target, batch, count)
         _backward[(len(sums), triton.cdiv(size, columns))](
             *(*gradient, gates, cell, weight.units, *slopes, into[1], sums, *places),
@@ -263,13 +271,19 @@ class TritonArithmetic:
     def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor, accumulate: bool) -> None:
         """Write, or add, `slopes` times `weight` to `into`."""
         (count, width), inputs = slopes.values.shape, weight.shape[1]
-        tile = _product_tile(count, inputs)
+        described = _can_describe(slopes.values, count, inputs)
+        tile = _product_tile(count, inputs, described)
+        operands: tuple[Any, ...] = slopes.values, weight
+        if described:
+            shapes = [tile.rows, tile.depth], [tile.depth, tile.columns]
+            operands = tuple(map(TensorDescriptor.from_tensor, operands, shapes))
         _product[(triton.cdiv(count, tile.rows) * triton.cdiv(inputs, tile.columns),)](
-            *(*slopes, weight, into, count),
+            *(*operands, slopes.units, into, count),
             WIDTH=width,
             INPUTS=inputs,
             ADD=accumulate,
             WHOLE=width % tile.depth == 0 and inputs % tile.columns == 0,
+            DESCRIBED=described,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
             DEPTH=tile.depth,
@@ -288,15 +302,6 @@ class TritonArithmetic:
             total = gradient if total is None else total.add_(gradient)
         assert total is not None
         return total
-
-
-def _tf32() -> bool:
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def _precision() -> str:
-    """Of float32 products, as `tl.dot` calls it."""
-    return "tf32" if _tf32() else "ieee"
 
 
 def _hidden_unit(hidden: Tensor, like: Tensor) -> float:
@@ -320,10 +325,10 @@ def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units
 
 
 def _can_describe(hidden: Tensor, count: int, size: int) -> bool:
-    """Whether the forward kernel reads its operands by descriptors: many at a time, whole tiles, on newer GPUs."""
+    """Whether to read a product's operands by descriptors: many rows, whole tiles, a GPU that has room for these."""
     if count < MANY_ROWS or size % 64 or hidden.dtype == torch.float32:
         return False
-    return INTERPRETED or torch.cuda.get_device_capability(hidden.device) >= (9, 0)
+    return INTERPRETED or torch.cuda.get_device_capability(hidden.device)[0] in (9, 10)
 
 
 def _forward_tile(count: int, states: int, size: int, hidden: Tensor) -> _Tile:
@@ -341,8 +346,10 @@ def _forward_tile(count: int, states: int, size: int, hidden: Tensor) -> _Tile:
     return _Tile(16, 16, 64, 4, 3) if states == 1 else _Tile(64, 16, 64, 4, 3)
 
 
-def _product_tile(count: int, inputs: int) -> _Tile:
+def _product_tile(count: int, inputs: int, described: bool) -> _Tile:
     """The tile for the product of `count` rows of slopes with weights of so many `inputs`."""
+    if described:
+        return _Tile(128, 256, 64, 8, 4) if inputs >= 256 else _Tile(128, 64, 64, 4, 4)
     if inputs < 64:
         return _Tile(32, 16, 16, 4, 2)
     if count >= MANY_ROWS:
@@ -355,7 +362,7 @@ def _product_tile(count: int, inputs: int) -> _Tile:
 def _backward_rows(count: int, in_units: bool) -> int:
     """How many rows a program of the backward kernel takes: fewer at a time where it finds a unit for each."""
     if in_units:
-        return 16 if count >= 4 * MANY_ROWS else 4 if count >= 1024 else 1
+        return 32 if count >= 4 * MANY_ROWS else 16 if count >= MANY_ROWS else 4 if count >= 1024 else 1
     return 16 if count >= 2048 else 4
 
 
@@ -392,8 +399,11 @@ def _move_leaves(
     )
 
 
-def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
-    """The gradients [2, V, H] of the `count` leaves, summed over the slots of equal `ids` [B, T]."""
+def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int, precision: str) -> Tensor:
+    """The gradients [2, V, H] of the `count` leaves, summed over the slots of equal `ids` [B, T].
+
+    By products in `precision`, as `tl.dot` calls it.
+    """
     batch, length = ids.shape
     size = gradient[0].shape[-1]
     padded = max(16, triton.next_power_of_2(count))
@@ -410,7 +420,7 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
         length,
         *_in_pairs(target, batch, batch * length),
         SIZE=size,
-        PRECISION="tf32" if gradient[0].dtype != torch.float32 else _precision(),
+        PRECISION=precision,
         IDS=padded,
         ROWS=32,
         COLUMNS=columns,
@@ -441,8 +451,9 @@ def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor
         batch,
         *_in_pairs(target, batch, tokens),
         SIZE=size,
-        ROWS=16,
+        ROWS=8,
         COLUMNS=columns,
+        num_warps=2,
     )
     return _total(sums)
 
@@ -501,7 +512,7 @@ def _to_units(
     COLUMNS: tl.constexpr,
 ):
     """`TritonArithmetic.operand`."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
     at = rows[:, None] * WIDTH + columns[None, :]
@@ -541,11 +552,11 @@ def _sum(
 
 
 @triton.jit
-def _multiply(x, w, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+def _multiply(x, w, onto, WIDEN: tl.constexpr):
     if WIDEN:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
-    return tl.dot(x, w, onto, input_precision=PRECISION)
+    return tl.dot(x, w, onto, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -815,7 +826,6 @@ def _forward(
     WHOLE: tl.constexpr,
     DESCRIBED: tl.constexpr,
     UNIT: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,  # the interpreter cannot multiply bfloat16
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -859,9 +869,9 @@ def _forward(
             w_four = tl.load(four_at + start, mask=in_depth[:, None] & (column < SIZE)[None, :], other=0.0)
             if STATES == 2:
                 w_right = tl.load(right_at + start, mask=in_depth[:, None] & in_columns[None, :], other=0.0)
-        four = _multiply(x, w_four, four, PRECISION, WIDEN)
+        four = _multiply(x, w_four, four, WIDEN)
         if STATES == 2:
-            right = _multiply(x, w_right, right, PRECISION, WIDEN)
+            right = _multiply(x, w_right, right, WIDEN)
     if units_ptr is not None:
         units = tl.load(units_ptr + abreast // COLUMNS * SIZE + column, mask=column < SIZE, other=0.0)
         four *= (units * UNIT)[None, :]
@@ -1015,30 +1025,37 @@ def _backward(
 @triton.jit(do_not_specialize=["count"])
 def _product(
     slopes_ptr,  # [count, WIDTH]
+    weight_ptr,  # [WIDTH, INPUTS]; where DESCRIBED these two are descriptors
     units_ptr,  # [count], float32
-    weight_ptr,  # [WIDTH, INPUTS]
     into_ptr,  # [count, INPUTS], float32
     count,
     WIDTH: tl.constexpr,
     INPUTS: tl.constexpr,
     ADD: tl.constexpr,
     WHOLE: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     """`TritonArithmetic._multiply`."""
     tiles: tl.constexpr = (INPUTS + COLUMNS - 1) // COLUMNS
-    rows = (tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    first_row = tl.program_id(0) // tiles * ROWS
+    first_column = tl.program_id(0) % tiles * COLUMNS
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    columns = first_column + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     in_rows = (rows < count)[:, None]
     in_columns = (columns < INPUTS)[None, :]
-    slopes_at = slopes_ptr + rows[:, None] * WIDTH + depth[None, :]
-    weight_at = weight_ptr + depth[:, None] * INPUTS + columns[None, :]
+    if not DESCRIBED:
+        slopes_at = slopes_ptr + rows[:, None] * WIDTH + depth[None, :]
+        weight_at = weight_ptr + depth[:, None] * INPUTS + columns[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, WIDTH, DEPTH):
-        if WHOLE:
+        if DESCRIBED:
+            slopes = slopes_ptr.load([first_row, start])
+            weight = weight_ptr.load([start, first_column])
+        elif WHOLE:
             slopes = tl.load(slopes_at + start, mask=in_rows, other=0.0)
             weight = tl.load(weight_at + start * INPUTS)
         else:

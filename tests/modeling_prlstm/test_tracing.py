@@ -17,6 +17,12 @@ def model(request):
     return MODELS[request.param](small_config(num_refinements=1)).eval()
 
 
+@pytest.fixture
+def few_levels(monkeypatch):
+    """As many as the longest row of SHAPES needs: tracing takes as long as there are levels."""
+    monkeypatch.setattr("modeling_prlstm.composer.TRACED_LEVELS", 9)
+
+
 def batch(rows, length):
     """Ids and a mask of scattered padding."""
     generator = torch.Generator().manual_seed(length)
@@ -25,6 +31,7 @@ def batch(rows, length):
     return {"input_ids": torch.randint(5, (rows, length), generator=generator), "attention_mask": mask}
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_compiled_graphs_are_few(model):
     torch.compiler.reset()
     graphs = []
@@ -43,7 +50,9 @@ def test_compiled_graphs_are_few(model):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
-def test_exported_for_any_length(model):
+def test_exported_for_any_length(model, request):
+    if model.__class__ is MODELS["scan"]:  # with all levels one export is enough
+        request.getfixturevalue("few_levels")
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
     axes = {0: rows, 1: length}
     program = torch.export.export(
@@ -54,6 +63,7 @@ def test_exported_for_any_length(model):
         torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
 
 
+@pytest.mark.usefixtures("few_levels")
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own dependencies
 def test_onnx_for_any_length():
     pytest.importorskip("onnxruntime")

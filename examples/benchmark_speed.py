@@ -3,7 +3,8 @@
 One run on one machine at one precision. A backend is timed only after its results and gradients agreed with the eager
 backend's. Writes JSON and two figures. The models are:
 
-- triton, fused, eager: PR-LSTM's backends, in the loop that everyone writes: forward, backward, clip, Adam;
+- triton, fused, eager: PR-LSTM's backends, in the loop that everyone writes: forward, backward, clip, Adam; where TF32
+  is allowed, triton's products are in float16 with units, as exact, and the share is that of the rate in TF32;
 - triton+step: the same by `TrainingStep`, one CUDA graph a batch shape;
 - triton+checkpoint: the loop with activation checkpointing;
 - lstm: `torch.nn.LSTM`, on a GPU cuDNN's; transformer: the paper's encoder.
@@ -186,11 +187,11 @@ class Bench:
         again = min(50, max(3, int(self.seconds / self.once(function))))
         return statistics.median(self.once(function) for _ in range(again))
 
-    def product_rate(self) -> float:
-        """Floating-point operations a second of a matrix product, in the shape of a level's gates."""
+    def product_rate(self, dtype: torch.dtype | None = None) -> float:
+        """Operations a second of a product in `dtype` (None: this bench's), in the shape of a level's gates."""
         rows = 65536 if self.device == "cuda" else 8192
-        left = torch.randn(rows, 2 * HIDDEN, device=self.device).to(self.dtype)
-        right = torch.randn(2 * HIDDEN, 5 * HIDDEN, device=self.device).to(self.dtype)
+        left = torch.randn(rows, 2 * HIDDEN, device=self.device).to(dtype or self.dtype)
+        right = torch.randn(2 * HIDDEN, 5 * HIDDEN, device=self.device).to(dtype or self.dtype)
         return 2 * rows * 10 * HIDDEN**2 / self.median(lambda: left @ right)
 
     def error(self, name: str, work: Work) -> float:
@@ -358,9 +359,12 @@ def main() -> None:
     facts = provenance()
     rate = bench.product_rate()
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else facts["hardware"]
-    print(f"{machine}, torch {torch.__version__}, {precision}: matrix products {rate / 1e12:.3g} TFLOP/s\n")
+    print(f"{machine}, torch {torch.__version__}, {precision}: matrix products {rate / 1e12:.3g} TFLOP/s")
+    if precision == "tf32":  # whose digits PR-LSTM's kernels have from float16
+        facts["float16_rate"] = bench.product_rate(torch.float16)
+        print(f"float16: matrix products {facts['float16_rate'] / 1e12:.3g} TFLOP/s")
     print(
-        f"{'work':34}{'ids':>4} {'model':20}{'ms':>9}{'ours is':>9}{'of rate':>9}{'MiB':>8}"
+        f"\n{'work':34}{'ids':>4} {'model':20}{'ms':>9}{'ours is':>9}{'of rate':>9}{'MiB':>8}"
         f"{'new length':>12}{'error':>9}"
     )
     rows = []

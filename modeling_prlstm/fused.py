@@ -123,7 +123,8 @@ class Arithmetic(Protocol):
             weight: `operand` of [(3 + F) * H, F * H].
             slopes: takes the gradient of the gates' sums.
             sums: takes sums of `slopes` over some of its rows each, [`sums`(n, ...), (3 + F) * H].
-            into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H].
+            into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]; the last may
+                be `cell` itself.
             accumulate: whether to add them to what is there.
         """
 
@@ -213,19 +214,19 @@ class Tree:
         return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of the leaves' hidden and cell states and the weights, of the hidden result's `gradient`."""
+        """The gradients of the leaves' hidden and cell states and the weights, of the hidden result's `gradient`.
+
+        Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates' values.
+        """
         self._start_gradients()
         self._result(self.gradients[0]).copy_(gradient)
         self._result(self.gradients[1]).zero_()
         self._append_backward()
         for step in reversed(self.layout.levels):
             self._merge_backward(step, adds=self.shares_states)
-        gradients = *self._look_up_backward(), *self._weights_backward()
-        # The gates' values are spent. Were there a second backward, it would compute them again.
-        self.keep = False
-        self.kept = _Kept([], [])
-        del self.gradients, self.slopes
-        return gradients
+        of_leaves = self._look_up_backward()
+        del self.gradients, self.between_gradients  # room for the weights'
+        return *of_leaves, *self._weights_backward()
 
     # Leaves.
 
@@ -288,7 +289,7 @@ class Tree:
     def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, target: Target) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
         batch, count = part.batch, part.rows
-        state = self._inputs(self.states, part.first, count)
+        state = self._inputs(self.states, part.first, count)[0], self._cells_before(part)
         for number, (weight, bias) in enumerate(self.cells):
             gates = kept.gates[number]
             gates = None if gates is None else gates[first : first + count]
@@ -322,10 +323,9 @@ class Tree:
             into: Pair
             if number:
                 cell = kept.between[number - 1][1][rows, None]
-                between = self.between_gradients[(number - 1) % 2]
-                into = between[0][:count], between[1][:count, None]
+                into = self.between_gradients[(number - 1) % 2][:count], cell
             else:
-                cell = self._inputs(self.states, part.first, count)[1]
+                cell = self._cells_before(part)
                 into = self._inputs(self.gradients, part.first, count)
             weight, slopes = self.cells[number][0], self.slopes[number].at(rows)
             accumulate = adds and not number
@@ -356,6 +356,15 @@ class Tree:
         hidden, cell = (buffer[2 * first : 2 * (first + count)] for buffer in buffers)
         return hidden.view(count, 2 * self.size), cell.view(count, 2, self.size)
 
+    saved: tuple[int, Tensor] | None = None  # cell states whose place their gradients took early: first slot, [n, H]
+
+    def _cells_before(self, part: Step) -> Tensor:
+        """The cell states [n, 2, H] that the merges `part` merge."""
+        if self.saved is None or part.first * 2 not in range(self.saved[0], self.saved[0] + len(self.saved[1])):
+            return self._inputs(self.states, part.first, part.rows)[1]
+        start = part.first * 2 - self.saved[0]
+        return self.saved[1][start : start + 2 * part.rows].view(part.rows, 2, self.size)
+
     def _pairs(self, buffer: Tensor, first: int, count: int) -> Tensor:
         """The slots [count, B, 2, H] of `count` merges, from row `first` on."""
         slots = buffer[2 * first : 2 * (first + count * self.layout.batch)]
@@ -384,14 +393,16 @@ class Tree:
 
     def _start_gradients(self) -> None:
         layout = self.layout
-        self.gradients = self._states(layout.slots, self.like.dtype)
-        if self.shares_states:
-            first = layout.levels[0].first if layout.levels else 0
-            after = first + sum(step.rows for step in layout.levels)
+        hidden, cell = self.states
+        self.gradients = hidden.new_empty(hidden.shape, dtype=self.like.dtype), cell
+        if self.shares_states:  # gradients arrive at the levels before these are differentiated
+            first = 2 * layout.levels[0].first if layout.levels else 0
+            after = first + 2 * sum(step.rows for step in layout.levels)
+            self.saved = first, cell[first:after].clone()
             for part in self.gradients:
-                part[2 * first : 2 * after].zero_()
+                part[first:after].zero_()
                 part[layout.spare :].zero_()
-        self.between_gradients = [self._states(self.widest, self.like.dtype) for _ in self.cells[1:3]]
+        self.between_gradients = [self.like.new_empty(self.widest, self.size) for _ in self.cells[1:3]]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
             self.unused = self._states(self.widest, self.hidden_dtype)

@@ -154,11 +154,12 @@ class TorchArithmetic:
         _sigmoid_backward.grad_input(for_i, i, grad_input=i)
         _tanh_backward.grad_input(for_g, g, grad_input=g)
         for forget, before, d_before in zip(forgets, cell.unbind(1), into[1].unbind(1), strict=True):
+            torch.mul(d_cell, before, out=product)  # first, as its gradient may take its place
             if accumulate:
                 d_before.addcmul_(d_cell, forget)
             else:
                 torch.mul(d_cell, forget, out=d_before)
-            _sigmoid_backward.grad_input(torch.mul(d_cell, before, out=product), forget, grad_input=forget)
+            _sigmoid_backward.grad_input(product, forget, grad_input=forget)
         if slopes.values.dtype != gates.dtype:
             slopes.values.copy_(gates)
         torch.sum(gates, 0, keepdim=True, out=sums)

@@ -31,7 +31,7 @@ try:
     import triton.language as tl
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError as error:
-    raise ImportError("`backend='triton'` needs the package triton: `pip install triton`.") from error
+    raise ImportError("`backend='triton'` needs triton 3.6 or newer: `pip install --upgrade triton`.") from error
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -321,7 +321,12 @@ def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units
         product = values.t().float() @ in_unit.float()
     else:
         product = torch.mm(values.t(), in_unit, out_dtype=torch.float32)
-    return product.mul_((largest * HIDDEN_UNIT / weight_units)[:, None])
+    columns = min(512, triton.next_power_of_2(width))
+    grid = triton.cdiv(len(product), 4), triton.cdiv(width, columns)
+    _out_of_units[grid](
+        product, largest, weight_units, len(product), UNIT=HIDDEN_UNIT, WIDTH=width, ROWS=4, COLUMNS=columns
+    )
+    return product
 
 
 def _can_describe(hidden: Tensor, count: int, size: int) -> bool:
@@ -1068,6 +1073,26 @@ def _product(
     if ADD:
         total += tl.load(at, mask=in_rows & in_columns, other=0.0)
     tl.store(at, total, mask=in_rows & in_columns)
+
+
+@triton.jit
+def _out_of_units(
+    product_ptr,  # [count, WIDTH], float32
+    largest_ptr,  # [], float32
+    units_ptr,  # [count], float32
+    count,
+    UNIT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Multiply rows by `largest * UNIT / units`."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
+    at = product_ptr + rows[:, None] * WIDTH + columns[None, :]
+    factor = tl.load(largest_ptr) * UNIT / tl.load(units_ptr + rows, mask=rows < count, other=1.0)
+    tl.store(at, tl.load(at, mask=inside) * factor[:, None], mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])

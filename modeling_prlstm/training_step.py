@@ -92,8 +92,7 @@ class TrainingStep:
         self.model.zero_grad(set_to_none=True)  # the graph's own gradients
 
         def replay(batch: dict[str, Tensor]) -> Tensor:
-            for name, tensor in batch.items():
-                inputs[name].copy_(tensor)
+            torch._foreach_copy_(list(inputs.values()), [batch[name] for name in inputs])  # one launch for one dtype
             graph.replay()
             return loss.clone()
 

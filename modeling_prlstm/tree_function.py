@@ -180,8 +180,9 @@ class _Compose(torch.autograd.Function):
             if ctx.claim is not None and ctx.claim.graph is not None:
                 gradients = ctx.claim.backward(gradient)
             else:
-                if ctx.tree is None:  # a second backward: the graph may be at another batch by now
-                    ctx.tree = ctx.make_tree(tuple(weights), lengths)
-                    ctx.tree.forward(ids, product)
-                gradients = ctx.tree.backward(gradient, product)
+                tree, ctx.tree = ctx.tree, None
+                if tree is None:  # a second backward: of the first one's tree, or graph, nothing is left
+                    tree = ctx.make_tree(tuple(weights), lengths)
+                    tree.forward(ids, product)
+                gradients = tree.backward(gradient, product)
         return None, None, None, None, *gradients

@@ -166,8 +166,8 @@ def _tokens_of(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
     lengths = is_token.sum(dim=1)
     if not can_look_at(lengths):
         return _Tokens(is_token, lengths, 0, shape[1])
-    bounds = *(bound.long() for bound in attention_mask.aminmax()), *lengths.aminmax()
-    low, high, shortest, longest = torch.stack(bounds).tolist()
+    bounds = torch.stack((*attention_mask.long().aminmax(), *lengths.aminmax()))
+    low, high, shortest, longest = bounds.tolist()
     has_fractions = attention_mask.is_floating_point() and (is_token & (attention_mask != 1)).any()
     if low < 0 or high > 1 or has_fractions:
         raise ValueError(

@@ -18,16 +18,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ("--num_train_epochs", "1", "--parameters", "20000", "--embedding_size", "16", "--disable_tqdm", "true")
 
 
-def start(folder, *arguments):
-    command = [sys.executable, str(EXAMPLES / "run_classification.py"), "--output_dir", str(folder), *arguments]
-    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+@pytest.fixture
+def run(start, tmp_path):
+    def run(*arguments):
+        start("run_classification", *arguments)
+        return json.loads((tmp_path / "results.json").read_text())
 
-
-def run(folder, *arguments):
-    done = start(folder, *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "results.json").read_text())
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +39,21 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, words):
+    """In a process of its own, as users run it."""
     folder = tmp_path_factory.mktemp("trained")
+    command = (sys.executable, str(EXAMPLES / "run_classification.py"), "--output_dir", str(folder))
     columns = ("--text_column_names", "title, body", "--label_column_name", "topic")
-    return folder, run(folder, "--train_file", str(words), *columns, *SMALL)
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--train_file", str(words), *columns, *SMALL],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads((folder / "results.json").read_text())
 
 
 def test_output_folder_and_snippet(trained):
@@ -67,13 +76,13 @@ def test_model_card_metadata(trained):
     assert card.eval_results[0].dataset_type == "words"
 
 
-def test_goes_on_after_a_torn_checkpoint(trained, words, tmp_path):
+def test_goes_on_after_a_torn_checkpoint(trained, words, run, tmp_path):
     folder, outcome = trained
     (torn,) = folder.glob("checkpoint-*")
     shutil.copytree(torn, tmp_path / torn.name)
     (tmp_path / torn.name / "trainer_state.json").write_text('{"epoch": 1')
     columns = ("--text_column_names", "title,body", "--label_column_name", "topic")
-    again = run(tmp_path, "--train_file", str(words), *columns, *SMALL, "--resume_from_checkpoint", "true")
+    again = run("--train_file", str(words), *columns, *SMALL, "--resume_from_checkpoint", "true")
     assert again["history"] == outcome["history"]
 
 
@@ -84,14 +93,13 @@ def test_goes_on_after_a_torn_checkpoint(trained, words, tmp_path):
         ("transformer", ("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "no"), False),
     ],
 )
-def test_integer_sequences_with_the_baselines(tmp_path, model, arguments, validated):
+def test_integer_sequences_with_the_baselines(run, tmp_path, model, arguments, validated):
     rows = {
         "signal": [[index % 3] * (1 + index % 5) for index in range(40)],
         "label": [index % 3 for index in range(40)],
     }
     Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
     outcome = run(
-        tmp_path,
         *("--train_file", str(tmp_path / "train.parquet"), "--text_column_names", "signal", "--model", model),
         *(*SMALL, *arguments),
     )
@@ -130,10 +138,9 @@ def letters(index):
         ),
     ],
 )
-def test_numbers_and_several_labels(tmp_path, model, column, problem_type, labels, metrics, best):
+def test_numbers_and_several_labels(run, tmp_path, model, column, problem_type, labels, metrics, best):
     Dataset.from_list([letters(index) for index in range(60)]).to_json(tmp_path / "train.jsonl")
     outcome = run(
-        tmp_path,
         *("--train_file", str(tmp_path / "train.jsonl"), "--label_column_name", column, "--model", model),
         *(*SMALL, "--num_train_epochs", "4", "--metric_for_best_model", best, "--learning_rate", "1e-2"),
     )
@@ -162,21 +169,19 @@ def test_numbers_and_several_labels(tmp_path, model, column, problem_type, label
         (0.5, ("--label_smoothing_factor", "0.1"), "--label_smoothing_factor must be 0 for regression"),
     ],
 )
-def test_labels_that_cannot_be_used(tmp_path, label, arguments, message):
+def test_labels_that_cannot_be_used(start, tmp_path, label, arguments, message):
     other = {float: 0.25, list: [0.5, 1.5] if label == [1.0] else label, str: "cold"}[type(label)]
     other = ["a", "b"] if label == ["a", "a"] else other
     rows = [{"text": "ab", "label": other} for _ in range(20)] + [{"text": "ab", "label": label}]
     Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    done = start(tmp_path, "--train_file", str(tmp_path / "train.parquet"), *arguments, *SMALL)
-    assert done.returncode != 0
-    assert message in done.stderr
+    with pytest.raises(ValueError, match=message):
+        start("run_classification", "--train_file", str(tmp_path / "train.parquet"), *arguments, *SMALL)
 
 
-def test_fine_tunes_a_checkpoint_to_other_classes(trained, tmp_path):
+def test_fine_tunes_a_checkpoint_to_other_classes(trained, run, tmp_path):
     rows = [{"text": "ab" * (1 + index % 4), "label": index % 3} for index in range(30)]
     Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")
     outcome = run(
-        tmp_path,
         *("--train_file", str(tmp_path / "train.jsonl"), "--model_name_or_path", str(trained[0])),
         *("--num_train_epochs", "1", "--disable_tqdm", "true"),
     )
@@ -184,10 +189,9 @@ def test_fine_tunes_a_checkpoint_to_other_classes(trained, tmp_path):
     assert len(outcome["data"]["labels"]) == 3
 
 
-def test_a_missing_column_is_named(words, tmp_path):
-    done = start(tmp_path, "--train_file", str(words), "--text_column_names", "text")
-    assert done.returncode != 0
-    assert "no column 'text', only ['title', 'body', 'topic']" in done.stderr
+def test_a_missing_column_is_named(words, start):
+    with pytest.raises(ValueError, match=re.escape("no column 'text', only ['title', 'body', 'topic']")):
+        start("run_classification", "--train_file", str(words), "--text_column_names", "text")
 
 
 @pytest.fixture

@@ -91,15 +91,13 @@ def test_resumes_to_the_same_weights(parity, cache, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_tasks_with_many_outputs(cache, tmp_path):
-    run(tmp_path, cache, "--task", "binary_addition", "--max_steps", "2", "--streaming", "true")
+def test_tasks_with_many_outputs(start, tmp_path):
+    start("run_formal", *SMALL, "--task", "binary_addition", "--max_steps", "2", "--streaming", "true")
     snippet = re.search(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL).group(1)
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_wrong_task_names_the_right_ones(cache, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--output_dir", str(tmp_path), "--task", "parity"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "parity_check" in done.stderr
+def test_wrong_task_names_the_right_ones(start):
+    with pytest.raises(ValueError, match="parity_check"):
+        start("run_formal", "--task", "parity")

@@ -25,11 +25,11 @@ bench: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-# The tests on the oldest versions that setup.cfg admits, whose own leaks are not ours to mend: but those of the kernels
-# and those marked pinned, as torch and triton are the pinned ones there too, and those that make their own environments.
+# The tests on the oldest versions that setup.cfg admits, whose own leaks are not ours to mend; torch and triton are the
+# pinned ones there too, so that what they alone decide is left out.
 test-oldest: $(OLDEST)
-	.venv-oldest/bin/python -m pytest -W ignore::pytest.PytestUnraisableExceptionWarning $(PARALLEL) -m "not pinned" \
-		--ignore tests/modeling_prlstm/test_kernels.py --ignore tests/datasets_formal/test_versions.py $(ARGS)
+	.venv-oldest/bin/python -m pytest -W ignore::pytest.PytestUnraisableExceptionWarning \
+		-m "not pinned" $(PARALLEL) $(ARGS)
 
 # transformers' own tests of what every model must survive, from its source distribution; -rs lists what is skipped.
 test-common: $(TRANSFORMERS_SOURCE)

@@ -13,6 +13,8 @@ import pytest
 import datasets_formal
 from datasets_formal.export import export
 
+pytestmark = pytest.mark.pinned  # the environments are the same wherever they are made
+
 PACKAGE = Path(datasets_formal.__file__).parent
 TASKS = ["parity_check", "s5_word_problem", "stack_manipulation", "listops", "associative_recall"]
 SETTINGS = {

@@ -18,7 +18,7 @@ DEVICE = {"fused": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cp
 BACKENDS = ["fused", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="needs triton"))]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.*")
+pytestmark = [pytest.mark.pinned, pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.*")]
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,8 @@
 
 Forward, one kernel a cell: the products of all gates of a tile of states stay in registers, and the new states are
 written straight to where the next merge reads them. Backward, one kernel makes the gates' gradients of the gates'
-values; the products with the weights are the library's. No sum is made by atomics: results do not change from run to
-run.
+values; the products with the weights are the library's, where no units (below) come into them. No sum is made by
+atomics: results do not change from run to run.
 
 Where `torch.backends.cuda.matmul.fp32_precision`, or the older `allow_tf32`, allows TF32, float32 products are made in
 float16, which keeps as many digits of a number as TF32 and is twice as fast. TF32's range, which float16 lacks, is
@@ -68,7 +68,7 @@ TOP = tl.constexpr(2.0**13)
 
 
 class _Tile(NamedTuple):
-    """What one program of the forward kernel does: `rows` x `columns` states, `depth` of the product at a time."""
+    """What one program of a product does: `rows` x `columns` states or results, `depth` of the product at a time."""
 
     rows: int
     columns: int
@@ -188,10 +188,10 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         hidden, cell = state
         count, states, size = cell.shape
-        tile = _forward_tile(count, states, size, hidden)
+        described = _can_describe(hidden, weight.values, size)
+        tile = _forward_tile(count, states, size, hidden.dtype, described)
         columns = triton.cdiv(size, tile.columns)
         operands: tuple[Any, ...] = hidden, weight.values, None
-        described = _can_describe(hidden, count, size)
         if described:
             by_gate = weight.values.view(3 + states, size, states * size)
             four, one = (TensorDescriptor.from_tensor(by_gate, [n, tile.columns, tile.depth]) for n in (4, 1))
@@ -271,7 +271,7 @@ class TritonArithmetic:
     def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor, accumulate: bool) -> None:
         """Write, or add, `slopes` times `weight` to `into`."""
         (count, width), inputs = slopes.values.shape, weight.shape[1]
-        described = _can_describe(slopes.values, count, inputs)
+        described = _can_describe(slopes.values, weight, inputs)
         tile = _product_tile(count, inputs, described)
         operands: tuple[Any, ...] = slopes.values, weight
         if described:
@@ -329,20 +329,20 @@ def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units
     return product
 
 
-def _can_describe(hidden: Tensor, count: int, size: int) -> bool:
+def _can_describe(left: Tensor, weight: Tensor, size: int) -> bool:
     """Whether to read a product's operands by descriptors: many rows, whole tiles, a GPU that has room for these."""
-    if count < MANY_ROWS or size % 64 or hidden.dtype == torch.float32:
+    if len(left) < MANY_ROWS or size % 64 or left.dtype == torch.float32 or weight.data_ptr() % 16:
         return False
-    return INTERPRETED or torch.cuda.get_device_capability(hidden.device)[0] in (9, 10)
+    return INTERPRETED or torch.cuda.get_device_capability(left.device)[0] in (9, 10)
 
 
-def _forward_tile(count: int, states: int, size: int, hidden: Tensor) -> _Tile:
+def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype, described: bool) -> _Tile:
     """The tile for `count` rows: large ones for many, and for few as many programs as the chip has processors."""
-    if hidden.dtype == torch.float32:
+    if dtype == torch.float32:
         return _Tile(64, 16, 16, 4, 2)
     if size < 64:
         return _Tile(32, 16, 16, 4, 2)
-    if _can_describe(hidden, count, size):
+    if described:
         return _Tile(128, 32, 64, 4 if states == 2 else 8, 3)
     if count >= MANY_ROWS:
         return _Tile(128, 32, 32, 4 if states == 2 else 8, 4)

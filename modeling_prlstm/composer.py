@@ -298,8 +298,10 @@ def _has_triton() -> bool:
 def _why_not_triton(states: Tensor) -> str | None:
     if not _has_triton():
         return "the package triton is not installed"
-    from .kernels import why_not
-
+    try:
+        from .kernels import why_not
+    except ImportError as error:
+        return str(error)
     return why_not(states)
 
 

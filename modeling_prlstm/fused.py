@@ -55,7 +55,10 @@ class Arithmetic(Protocol):
         """The dtype in which the gates' values are kept for the backward, for a model in `dtype`."""
 
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
-        """A buffer for the slopes of a model in `dtype`, whose memory may be that of the `gates`' values."""
+        """A buffer for the slopes of a model in `dtype`, whose memory may be that of the `gates`' values.
+
+        What it holds has the units of the weight's rows in it, besides its own.
+        """
 
     def result(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
         """A copy in `dtype` of the `hidden` states of a buffer."""
@@ -122,7 +125,7 @@ class Arithmetic(Protocol):
             cell: before the cell [n, F, H].
             weight: `operand` of [(3 + F) * H, F * H].
             slopes: takes the gradient of the gates' sums.
-            sums: takes sums of `slopes` over some of its rows each, [`sums`(n, ...), (3 + F) * H].
+            sums: takes sums of the gates' sums' gradients over some of the rows each, [`sums`(n, ...), (3 + F) * H].
             into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]; the last may
                 be `cell` itself.
             accumulate: whether to add them to what is there.
@@ -226,6 +229,7 @@ class Tree:
             self._merge_backward(step, adds=self.shares_states)
         of_leaves = self._look_up_backward()
         del self.gradients, self.between_gradients  # room for the weights'
+        self.saved = None
         return *of_leaves, *self._weights_backward()
 
     # Leaves.

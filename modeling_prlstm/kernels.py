@@ -245,7 +245,8 @@ class TritonArithmetic:
         count, states, size = cell.shape
         in_units = slopes.units is not None
         rows = _backward_rows(count, in_units)
-        columns, at_once, warps = min(64, triton.next_power_of_2(size)), rows, 2
+        columns, at_once = min(64, triton.next_power_of_2(size)), rows
+        warps = 2 if rows * columns >= 64 else 1  # each state by one thread: what it reads, others must not replace
         if in_units:  # found from all of a row
             columns = triton.next_power_of_2(size)
             at_once = max(1, min(rows, 512 // columns)) if rows >= 16 else 1
@@ -496,13 +497,14 @@ def _tanh(x):
 
 @triton.jit
 def _round_to_tf32(x):
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    rounded = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)  # there are NaN that the sum makes a number
 
 
 @triton.jit
-def _unit_of(numbers):
-    """Of rows [n, m]: the unit [n] in which the largest number is TOP, or up to twice that."""
-    largest = tl.maximum(tl.max(tl.abs(numbers), 1), 1e-30)
+def _unit_of(numbers, FLOOR: tl.constexpr):
+    """Of rows [n, m]: the unit [n] in which the largest number, at least FLOOR, is TOP, or up to twice that."""
+    largest = tl.maximum(tl.max(tl.abs(numbers), 1), FLOOR)
     return (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) / TOP
 
 
@@ -522,7 +524,8 @@ def _to_units(
     inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
     at = rows[:, None] * WIDTH + columns[None, :]
     x = tl.load(x_ptr + at, mask=inside, other=0.0)
-    units = _unit_of(x)
+    # The slopes are kept in these units too: with a much smaller one, those of a row of zeros would be lost.
+    units = _unit_of(x, 1e-6)
     tl.store(values_ptr + at, (x * (1 / units)[:, None]).to(values_ptr.dtype.element_ty), mask=inside)
     tl.store(units_ptr + rows, units, mask=rows < count)
 
@@ -1002,7 +1005,7 @@ def _backward(
             if STATES == 2:
                 for_right *= tl.load(weight_units_at + 4 * SIZE, mask=in_columns, other=0.0)[None, :]
                 largest = tl.maximum(largest, tl.abs(for_right))
-            unit = _unit_of(largest)
+            unit = _unit_of(largest, 1e-30)
             tl.store(units_ptr + rows, unit, mask=in_rows)
             scale = (1 / unit)[:, None]
             for_i *= scale

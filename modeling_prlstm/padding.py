@@ -112,7 +112,7 @@ def one_sequence_a_row(
 class _Tokens(NamedTuple):
     """The tokens among padding: `where` they are [B, T], each row's number [B] of them, the least and the greatest.
 
-    Of these two, where no values may be read, the bounds 0 and T.
+    Of these two, where no values may be read, the bounds -1 and T.
     """
 
     where: Tensor
@@ -165,7 +165,7 @@ def _tokens_of(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
     is_token = attention_mask != 0
     lengths = is_token.sum(dim=1)
     if not can_look_at(lengths):
-        return _Tokens(is_token, lengths, 0, shape[1])
+        return _Tokens(is_token, lengths, -1, shape[1])
     bounds = torch.stack((*attention_mask.long().aminmax(), *lengths.aminmax()))
     low, high, shortest, longest = bounds.tolist()
     has_fractions = attention_mask.is_floating_point() and (is_token & (attention_mask != 1)).any()

@@ -99,7 +99,7 @@ class TrainingStep:
         return replay
 
     def _prepare(self) -> None:
-        """Raise for an optimizer that a graph cannot hold, and make it hold the learning rates."""
+        """Raise for an optimizer that a graph cannot hold; make room for graphs, and it hold the learning rates."""
         self.pool = torch.cuda.graph_pool_handle()  # a pool that lost its graphs takes no others
         self.rates = []
         for group in self.optimizer.param_groups:

@@ -176,6 +176,24 @@ def test_tf32(size, vocab_size, every_prefix, lengths, checkpoint, monkeypatch):
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("rows", [slice(21, 28), slice(None)], ids=["one gate", "all"])
+def test_tf32_learns_from_zeros(rows):
+    """Weights that were pruned, or begin as zeros, have a unit in which their gradients are not lost."""
+    model = model_of()
+    with torch.no_grad():
+        for layer in (model.composer.merge.binary, *model.composer.merge.refine):
+            layer.weight[rows] = 0
+    arguments = batch_of(6), None, False
+    expected = states_and_gradients(model, "eager", *arguments, weighting=1e-6)
+    actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"], weighting=1e-6)
+    for name in ("binary", "refine.0"):
+        name = f"composer.merge.{name}.weight"
+        expected[f"{name} of zeros"], actual[f"{name} of zeros"] = expected[name][rows], actual[name][rows]
+    assert_agrees(actual, expected, 2e-3)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_tiles(dtype, monkeypatch):
     """Those of many rows, whose operands are read by descriptors where the sizes fit."""

@@ -249,8 +249,9 @@ class TritonArithmetic:
         warps = 2 if rows * columns >= 64 else 1  # each state by one thread: what it reads, others must not replace
         if in_units:  # found from all of a row
             columns = triton.next_power_of_2(size)
-            at_once = max(1, min(rows, 512 // columns)) if rows >= 16 else 1
-            warps = max(1, min(16, columns // (256 // at_once if rows >= 16 else 128)))
+            many = rows >= 16
+            at_once = max(1, min(rows, 512 // columns)) if many else 1
+            warps = max(1, min(16, at_once * columns // (256 if many else 128)))
         places = count, batch, *_in_pairs(target, batch, count)
         _backward[(len(sums), triton.cdiv(size, columns))](
             *(*gradient, gates, cell, weight.units, *slopes, into[1], sums, *places),
@@ -315,18 +316,15 @@ def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units
     count, width = inputs.shape
     largest = units.amax()
     in_unit = torch.empty_like(inputs)
-    columns = min(256, triton.next_power_of_2(width))
-    grid = triton.cdiv(count, 16), triton.cdiv(width, columns)
-    _bring_to_unit[grid](inputs, units, largest, in_unit, count, WIDTH=width, ROWS=16, COLUMNS=columns)
+    sizes = {"WIDTH": width, "ROWS": 16, "COLUMNS": min(256, triton.next_power_of_2(width))}
+    tiles = triton.cdiv(width, sizes["COLUMNS"])
+    _change_units[triton.cdiv(count, 16), tiles](inputs, units, largest, in_unit, count, OUT=None, **sizes)
     if INTERPRETED:  # a CPU has no such product
         product = values.t().float() @ in_unit.float()
     else:
         product = torch.mm(values.t(), in_unit, out_dtype=torch.float32)
-    columns = min(512, triton.next_power_of_2(width))
-    grid = triton.cdiv(len(product), 4), triton.cdiv(width, columns)
-    _out_of_units[grid](
-        product, largest, weight_units, len(product), UNIT=HIDDEN_UNIT, WIDTH=width, ROWS=4, COLUMNS=columns
-    )
+    grid = triton.cdiv(len(product), 16), tiles
+    _change_units[grid](product, weight_units, largest, product, len(product), OUT=HIDDEN_UNIT, **sizes)
     return product
 
 
@@ -1078,42 +1076,25 @@ def _product(
     tl.store(at, total, mask=in_rows & in_columns)
 
 
-@triton.jit
-def _out_of_units(
-    product_ptr,  # [count, WIDTH], float32
-    largest_ptr,  # [], float32
-    units_ptr,  # [count], float32
-    count,
-    UNIT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Multiply rows by `largest * UNIT / units`."""
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
-    at = product_ptr + rows[:, None] * WIDTH + columns[None, :]
-    factor = tl.load(largest_ptr) * UNIT / tl.load(units_ptr + rows, mask=rows < count, other=1.0)
-    tl.store(at, tl.load(at, mask=inside) * factor[:, None], mask=inside)
-
-
 @triton.jit(do_not_specialize=["count"])
-def _bring_to_unit(
-    inputs_ptr,  # [count, WIDTH]
+def _change_units(
+    x_ptr,  # [count, WIDTH]
     units_ptr,  # [count], float32
     unit_ptr,  # [], float32
-    result_ptr,  # like the inputs
+    result_ptr,  # like x; may be its memory
     count,
+    OUT: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """`result` times `unit` is `inputs` times their `units`."""
+    """Multiply rows by `units / unit`, or where OUT is a number by `unit * OUT / units`."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows < count)[:, None] & (columns < WIDTH)[None, :]
     at = rows[:, None] * WIDTH + columns[None, :]
-    share = tl.load(units_ptr + rows, mask=rows < count, other=0.0) / tl.load(unit_ptr)
-    x = tl.load(inputs_ptr + at, mask=inside, other=0.0).to(tl.float32) * share[:, None]
+    units = tl.load(units_ptr + rows, mask=rows < count, other=1.0)
+    unit = tl.load(unit_ptr)
+    factor = units / unit if OUT is None else unit * OUT / units
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) * factor[:, None]
     tl.store(result_ptr + at, x.to(result_ptr.dtype.element_ty), mask=inside)

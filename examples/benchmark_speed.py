@@ -282,8 +282,8 @@ class Nothing(nn.Module):
 
 
 def trainer_rate(name: str, bench: Bench, steps: int) -> float:
-    """Steps a second of Trainer, of a model of `Bench.model` or "nothing", after one round of all lengths."""
-    lengths = [(7 * step) % 40 + 1 for step in range(40)] * (1 + steps // 40)
+    """Steps a second of Trainer, of a model of `Bench.model` or "nothing", after two rounds of all lengths."""
+    lengths = [(7 * step) % 40 + 1 for step in range(40)] * (2 + steps // 40)
     generator = torch.Generator().manual_seed(0)
     tokens = [
         torch.randint(bench.vocab_size, (length,), generator=generator) for length in lengths for _ in range(128)
@@ -309,7 +309,7 @@ def trainer_rate(name: str, bench: Bench, steps: int) -> float:
             args=arguments,
             train_dataset=rows,
         )
-        clock = Clock(first=40)
+        clock = Clock(first=80)
         trainer.add_callback(clock)
         trainer.train()
     return clock.rate

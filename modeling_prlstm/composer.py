@@ -21,7 +21,8 @@ from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic
 from .fused_cpu import TorchArithmetic
-from .graphs import Graphs
+from .graphs import Function, Graphs, can_capture
+from .layout import Form
 from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
 from .tree_function import Composition, compose
 
@@ -114,7 +115,7 @@ class PRLSTMComposer(nn.Module):
             traced, hidden = self._trace(inputs, lengths, every_prefix)
             return traced if with_leaves else None, hidden
         ids, product = self._products(inputs)
-        backend = choose_backend(self.config, product, self.merge.acts_alone())
+        backend = choose_backend(self.config, product.device, product.dtype, self.merge.acts_alone())
         if backend != "eager":
             alone = _look_up(ids, self.cell.leaf(product)[:1])[0] if with_leaves else None
             return alone, self._compose(backend, ids, product, lengths, every_prefix)
@@ -138,9 +139,39 @@ class PRLSTMComposer(nn.Module):
         """The prefixes' states by a fused path."""
         layers = (self.merge.binary, *self.merge.refine)
         weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, layer.bias))
+        batch, length = (product if ids is None else ids).shape[:2]
+        count = None if ids is None else len(product)
+        how = self._composition(backend, (batch, length), count, lengths is not None, every_prefix)
+        if not (can_capture(product.device) and how.can_capture):
+            return compose(how, ids, product, lengths, *weights)
+        size = how.size(self.config.hidden_size, torch.is_grad_enabled())
+        function = Function(lambda *inputs: (compose(how, *inputs),), (), (backend, how[1:]), size)
+        return self.graphs.run(function, ids, product, lengths, *weights)[0]
+
+    def _composition(
+        self, backend: str, shape: tuple[int, int], ids: int | None, each_length: bool, every_prefix: bool
+    ) -> Composition:
+        """How a fused path composes a batch of the `shape` [B, T], of `ids` ids, rows of their own lengths or not."""
+        form: Form = "every" if every_prefix else "each" if each_length else "whole"
         checkpoint = self.training and self.merge.gradient_checkpointing
-        how = Composition(_arithmetic(backend), self.graphs, weights, checkpoint)
-        return compose(how, ids, product, lengths, every_prefix)
+        return Composition(_arithmetic(backend), form, *shape, ids, checkpoint)
+
+    def backend(self) -> str:
+        """The backend that composes token ids; see `choose_backend`."""
+        weight = self.leaf.weight
+        return choose_backend(self.config, weight.device, _product_dtype(weight), self.merge.acts_alone())
+
+    def composition(self, shape: tuple[int, int], of_ids: bool, each_length: bool, every_prefix: bool) -> Composition:
+        """How a batch is composed, where `backend` is a fused one.
+
+        Args:
+            shape: of the batch [B, T].
+            of_ids: whether it has token ids, or else embeddings.
+            each_length: whether its rows have lengths of their own.
+            every_prefix: as in `forward`.
+        """
+        ids = self.config.vocab_size if of_ids and self.config.vocab_size <= SMALL_VOCABULARY else None
+        return self._composition(self.backend(), shape, ids, each_length, every_prefix)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.
@@ -260,31 +291,31 @@ class PRLSTMComposer(nn.Module):
         return self.merge(*(torch.stack(pair, dim=-2) for pair in zip(state, block, strict=True)))
 
 
-def choose_backend(config: PRLSTMConfig, states: Tensor, alone: bool = True) -> str:
+def choose_backend(config: PRLSTMConfig, device: torch.device, dtype: torch.dtype, alone: bool = True) -> str:
     """The backend, "eager", "fused" or "triton", that `config.backend` gives.
 
     Args:
         config: names it, or "auto".
-        states: a tensor with the device and dtype of the hidden states.
+        device: of the hidden states.
+        dtype: of the hidden states.
         alone: whether the merges' weights are all that decides what they give; see `PRLSTMMerge.acts_alone`.
 
     Raises:
         RuntimeError: if the one asked for cannot run.
     """
-    device = states.device.type
     automatic = config.backend == "auto"
-    backend = {"cpu": "fused", "cuda": "triton"}.get(device, "eager") if automatic else config.backend
+    backend = {"cpu": "fused", "cuda": "triton"}.get(device.type, "eager") if automatic else config.backend
     why_not = None
     if backend != "eager" and config.cell_type != "lstm":
         why_not = f"it has LSTM cells alone, and `cell_type` is {config.cell_type!r}"
     elif backend != "eager" and not alone:
         why_not = "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers"
     elif backend == "triton":
-        why_not = _why_not_triton(states)
+        why_not = _why_not_triton(device, dtype)
     if automatic:
         reason = f" ({backend!r}: {why_not})" if why_not else ""
         backend = "eager" if why_not else backend
-        logger.info_once(f"PR-LSTM runs its {backend!r} backend on {device}{reason}.")
+        logger.info_once(f"PR-LSTM runs its {backend!r} backend on {device.type}{reason}.")
     elif why_not:
         raise RuntimeError(f"`backend='{backend}'` cannot run: {why_not}. Use `backend='auto'`.")
     return backend
@@ -295,14 +326,14 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _why_not_triton(states: Tensor) -> str | None:
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if not _has_triton():
         return "the package triton is not installed"
     try:
         from .kernels import why_not
     except ImportError as error:
         return str(error)
-    return why_not(states)
+    return why_not(device, dtype)
 
 
 def _arithmetic(backend: str) -> Arithmetic:

@@ -1,4 +1,4 @@
-"""CUDA graphs of trees: where starting the kernels takes longer than running them.
+"""CUDA graphs of functions: where starting the kernels takes longer than running them.
 
 A graph replays the forward or the backward of one shape of batch with one launch, on buffers of its own: inputs are
 copied in, results are copied out, so that nothing of this shows outside.
@@ -7,36 +7,53 @@ copied in, results are copied out, so that nothing of this shows outside.
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-# Each graph keeps its tree's buffers. The shares of the GPU's memory that one may keep, and all of a model.
+# Each graph keeps its buffers. The shares of the GPU's memory that one may keep, and all of a model.
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
-# About how many bytes that is for each of a tree's leaves, times H; and without a backward.
-BYTES, FORWARD_BYTES = 160, 40
+
+# A graph is made for the second batch of a shape. So many shapes are remembered to have come once.
+REMEMBERED = 4096
+
+# After so many batches of other shapes, a graph makes room for others.
+IDLE = 1000
+
+Tensors = Sequence[Tensor | None]
 
 _paused = ContextVar("_paused", default=False)
+_rehearsed = ContextVar("_rehearsed", default=False)
 
 
 @contextmanager
-def paused() -> Iterator[None]:
-    """Make and use no graphs, where a larger one is made of all of it."""
-    token = _paused.set(True)
+def _within(variable: ContextVar[bool]) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
-        _paused.reset(token)
+        variable.reset(token)
 
 
-def can_capture() -> bool:
-    """Whether work on this stream can become a graph: not inside another."""
-    return not (_paused.get() or torch.cuda.is_current_stream_capturing())
+def paused() -> AbstractContextManager[None]:
+    """Make and use no graphs, where a larger one is made of all of it."""
+    return _within(_paused)
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether work on the `device` can become a graph: on a GPU, and not inside another."""
+    return device.type == "cuda" and not (_paused.get() or torch.cuda.is_current_stream_capturing())
+
+
+def is_rehearsal() -> bool:
+    """Whether this run prepares a capture, in which no values can be read: it must do without them too."""
+    return _rehearsed.get()
 
 
 @cache
@@ -45,77 +62,88 @@ def capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Differentiated(Protocol):
-    """What becomes a graph: a tree, of the leaves' ids and products."""
-
-    def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
-        """The hidden states of the result."""
-
-    def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of `product` and the weights, of the hidden states' `gradient`."""
+def autocast_dtype() -> torch.dtype | None:
+    """That of autocast on GPUs; None where it is off."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
-# Weights in turn, and the rows' lengths, to a tree.
-MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], Differentiated]
+def casting_anew(dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype`, if any, that keeps no weights as they were cast: a graph must cast them each time."""
+    return torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
 
 
-class GraphedTree:
-    """A tree whose forward, and backward if it is `differentiable`, are graphs.
+class Function(NamedTuple):
+    """What becomes a graph.
 
-    Args:
-        make_tree: makes the tree for weights and lengths.
-        inputs: tensors like those of every call: the leaves' products, weights; see `forward`.
-        ids: of the leaves, or None.
-        lengths: of the rows, or None.
-        differentiable: whether there will be a backward.
-        size: bytes of its buffers, about.
+    Attributes:
+        call: gives tensors, of tensors or None.
+        read: the parameters, or other tensors, that it reads besides.
+        depends_on: what else decides what it does; with the shapes of its tensors, it tells one graph from another.
+        size: bytes of the buffers that it needs, about, with those of its backward if there will be one.
     """
 
-    def __init__(
-        self,
-        make_tree: MakeTree,
-        inputs: tuple[Tensor, ...],
-        ids: Tensor | None,
-        lengths: Tensor | None,
-        differentiable: bool,
-        size: int,
-    ):
-        self.size = size
-        self.inputs = [tensor.detach().clone() for tensor in inputs]
-        dtypes = dict.fromkeys(tensor.dtype for tensor in inputs)
-        self.dtypes = [(dtype, [n for n, tensor in enumerate(inputs) if tensor.dtype == dtype]) for dtype in dtypes]
-        self.integers = [None if tensor is None else tensor.clone() for tensor in (ids, lengths)]
+    call: Callable[..., tuple[Tensor, ...]]
+    read: tuple[Tensor, ...]
+    depends_on: Hashable
+    size: int
+
+    def gradients(self, inputs: Tensors, results: Sequence[Tensor], of_results: Tensors) -> list[Tensor | None]:
+        """Those of the inputs and of what it reads, of the `results`' gradients; None where there is none."""
+        tensors = *inputs, *self.read
+        wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+        given = [number for number, gradient in enumerate(of_results) if gradient is not None]
+        arrived = [results[number] for number in given], wanted, [of_results[number] for number in given]
+        found = iter(torch.autograd.grad(*arrived, allow_unused=True))
+        return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
+
+
+class Graph:
+    """A function whose forward, and backward if it is `differentiable`, are CUDA graphs.
+
+    Args:
+        function: see `Function`. Its parameters are read where they are, each time.
+        inputs: tensors like those of every call.
+        differentiable: whether there will be a backward.
+    """
+
+    def __init__(self, function: Function, inputs: Tensors, differentiable: bool):
+        self.size, self.used = function.size, 0  # `Graphs.runs` when it was used last
+        self.inputs = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
+        for own, given in zip(self.inputs, inputs, strict=True):
+            if own is not None and given is not None and differentiable:
+                own.requires_grad_(given.requires_grad)
         self.claimed: Callable[[], Claim | None] = lambda: None
         self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
         self.stream = torch.cuda.current_stream()  # where they were used last
-        stream = capture_stream(inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles kernels and starts libraries, which a capture cannot
-            self._run(make_tree, differentiable)
-        torch.cuda.current_stream().wait_stream(stream)
+        stream = capture_stream(next(own.device for own in self.inputs if own is not None))
+        with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused():
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream), _within(_rehearsed):  # starts libraries, which a capture cannot
+                results = function.call(*self.inputs)
+                if differentiable:
+                    function.gradients(self.inputs, results, [torch.zeros_like(result) for result in results])
+            del results
+            torch.cuda.current_stream().wait_stream(stream)
+            self._capture(function, differentiable, stream)
+
+    def _capture(self, function: Function, differentiable: bool, stream: torch.cuda.Stream) -> None:
         self.forward_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, stream=stream, capture_error_mode="thread_local"):
-            tree = self._make(make_tree)
-            self.hidden = tree.forward(*self._leaves())
-        if differentiable:
-            self.gradient = self.hidden.new_zeros(self.hidden.shape)
-            self.backward_graph = torch.cuda.CUDAGraph()
-            pool = self.forward_graph.pool()
-            with torch.cuda.graph(self.backward_graph, pool, stream, capture_error_mode="thread_local"):
-                gradients = tree.backward(self.gradient, self.inputs[0])
-                self.flat = {dtype: torch.cat([gradients[n].flatten() for n in part]) for dtype, part in self.dtypes}
-
-    def _run(self, make_tree: MakeTree, differentiable: bool) -> None:
-        tree = self._make(make_tree)
-        output = tree.forward(*self._leaves())
-        if differentiable:
-            tree.backward(output, self.inputs[0])
-
-    def _make(self, make_tree: MakeTree) -> Differentiated:
-        return make_tree(tuple(self.inputs[1:]), self.integers[1])
-
-    def _leaves(self) -> tuple[Tensor | None, Tensor]:
-        return self.integers[0], self.inputs[0]
+            results = function.call(*self.inputs)
+        self.results = [result.detach() for result in results]
+        if not differentiable:
+            return
+        self.of_results = [torch.zeros_like(result) for result in self.results]
+        self.arrived = [False for _ in results]  # whether these are not zeros
+        self.backward_graph = torch.cuda.CUDAGraph()
+        pool = self.forward_graph.pool()
+        with torch.cuda.graph(self.backward_graph, pool, stream, capture_error_mode="thread_local"):
+            gradients = function.gradients(self.inputs, results, self.of_results)
+            self.layout = [None if part is None else (part.dtype, part.shape) for part in gradients]
+            self.flat = {  # one launch copies all of one dtype
+                dtype: torch.cat([part.flatten() for part in gradients if part is not None and part.dtype == dtype])
+                for dtype in {part.dtype for part in gradients if part is not None}
+            }
 
     @property
     def busy(self) -> bool:
@@ -129,28 +157,33 @@ class GraphedTree:
         self.claimed = weakref.ref(claim)
         return claim
 
-    def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """The hidden states of `Tree.forward`, of the leaves' products `inputs[0]`, with weights `inputs[1:]`."""
-        with self._alone():
-            for _, part in self.dtypes:  # one launch copies many tensors of one dtype
-                torch._foreach_copy_([self.inputs[n] for n in part], [inputs[n].detach() for n in part])
-            for own, given in zip(self.integers, (ids, lengths), strict=True):
-                if own is not None and given is not None:
-                    own.copy_(given)
+    def forward(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        """What the function gives for `inputs`."""
+        with self._alone(), torch.no_grad():
+            _copy(inputs, self.inputs)
             self.forward_graph.replay()
-            return self.hidden.clone()
+            return tuple(result.clone() for result in self.results)
 
-    def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        """`Tree.backward` of the last forward, of its hidden states' gradient."""
-        gradients = list(self.inputs)
+    def backward(self, of_results: Tensors) -> list[Tensor | None]:
+        """`Function.gradients` of the last forward."""
         with self._alone():
-            self.gradient.copy_(gradient)
+            _copy(of_results, self.of_results)
+            for number, gradient in enumerate(of_results):
+                if gradient is None and self.arrived[number]:
+                    self.of_results[number].zero_()
+                self.arrived[number] = gradient is not None
             self.backward_graph.replay()
-            for dtype, part in self.dtypes:
-                sizes = [self.inputs[n].numel() for n in part]
-                for n, flat in zip(part, self.flat[dtype].clone().split(sizes), strict=True):
-                    gradients[n] = flat.view(self.inputs[n].shape)
-        return tuple(gradients)
+            flat = {dtype: part.clone() for dtype, part in self.flat.items()}
+        gradients: list[Tensor | None] = []
+        taken = dict.fromkeys(flat, 0)
+        for place in self.layout:
+            if place is None:
+                gradients.append(None)
+                continue
+            dtype, shape = place
+            gradients.append(flat[dtype].narrow(0, taken[dtype], shape.numel()).view(shape))
+            taken[dtype] += shape.numel()
+        return gradients
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -166,27 +199,55 @@ class GraphedTree:
 class Claim:
     """A forward whose backward is to come; `graph` is None once it came."""
 
-    def __init__(self, graph: GraphedTree):
-        self.graph: GraphedTree | None = graph
+    def __init__(self, graph: Graph):
+        self.graph: Graph | None = graph
 
-    def forward(self, inputs: tuple[Tensor, ...], ids: Tensor | None, lengths: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensors) -> tuple[Tensor, ...]:
         """The graph's forward."""
         assert self.graph is not None
-        return self.graph.forward(inputs, ids, lengths)
+        return self.graph.forward(inputs)
 
-    def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(self, of_results: Tensors) -> list[Tensor | None]:
         """The graph's backward; then the claim is over."""
         assert self.graph is not None
-        gradients = self.graph.backward(gradient)
+        gradients = self.graph.backward(of_results)
         self.graph = None
         return gradients
 
 
+class _Replay(torch.autograd.Function):
+    """A graph with its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, claim: Claim, function: Function, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.claim, ctx.function, ctx.dtype = claim, function, autocast_dtype()
+        return claim.forward(tensors[: len(tensors) - len(function.read)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *of_results: Tensor | None) -> tuple[Any, ...]:
+        function, saved = ctx.function, ctx.saved_tensors  # raises if one was changed since
+        with torch.cuda.device_of(next(part for part in of_results if part is not None)):
+            if ctx.claim.graph is not None:
+                return None, None, *ctx.claim.backward(of_results)
+            # A second backward: of the first one's graph nothing is left.
+            with torch.enable_grad(), casting_anew(ctx.dtype), paused():
+                inputs = [
+                    None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
+                    for tensor in saved[: len(saved) - len(function.read)]
+                ]
+                return None, None, *function.gradients(inputs, function.call(*inputs), of_results)
+
+
 class Graphs:
-    """The latest graphs of a model, by what their trees depend on. A copy of the model starts with none."""
+    """The latest graphs of a model, by what their functions depend on. A copy of the model starts with none."""
 
     def __init__(self) -> None:
-        self.trees: OrderedDict[Hashable, GraphedTree] = OrderedDict()
+        self.graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self.seen: OrderedDict[Hashable, None] = OrderedDict()
+        self.runs = 0
         self.lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graphs":
@@ -195,36 +256,69 @@ class Graphs:
     def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
         return Graphs, ()
 
-    def get(
-        self,
-        key: Hashable,
-        make_tree: MakeTree,
-        inputs: tuple[Tensor, ...],
-        ids: Tensor | None,
-        lengths: Tensor | None,
-        differentiable: bool,
-        leaves: int,
-    ) -> "GraphedTree | Claim | None":
-        """The graphs for these arguments of `GraphedTree`, of a tree of `leaves` leaves; to differentiate, claimed.
+    def run(self, function: Function, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """What the function gives for `inputs`, differentiable once; by a graph if batches of their shape came before.
 
-        None while an earlier batch of their shape holds them, and where they would take too much memory.
+        Without one while an earlier batch of the shape holds its buffers, and where these would take too much memory.
+        To be called where `can_capture`.
         """
-        tensors = (*inputs, ids, lengths)
-        shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        key = key, differentiable, torch.backends.cuda.matmul.fp32_precision, shapes
-        with self.lock:
-            tree = self.trees.get(key)
-            if tree is None:
-                size = leaves * inputs[0].shape[-1] // 3 * (BYTES if differentiable else FORWARD_BYTES)
-                memory = torch.cuda.get_device_properties(inputs[0].device).total_memory
-                if size > SHARE * memory:
-                    return None
-                while size + sum(tree.size for tree in self.trees.values()) > TOTAL_SHARE * memory:
-                    self.trees.popitem(last=False)
-                with torch.inference_mode(False), torch.no_grad():  # whose buffers would be of use there alone
-                    tree = GraphedTree(make_tree, inputs, ids, lengths, differentiable, size)
-                self.trees[key] = tree
-            self.trees.move_to_end(key)
-            if tree.busy:
+        with torch.cuda.device_of(next(part for part in inputs if part is not None)):
+            tensors = *inputs, *function.read
+            differentiable = torch.is_grad_enabled() and any(
+                part is not None and part.requires_grad for part in tensors
+            )
+            with self.lock:
+                graph = self._get(function, inputs, differentiable)
+                busy = graph is not None and graph.busy
+                claim = graph.claim() if graph is not None and differentiable and not busy else None
+            if graph is None:
+                with paused():  # there is no graph of a part where one of all is to come
+                    return function.call(*inputs)
+            if claim is not None:
+                return _Replay.apply(claim, function, *tensors)
+            return function.call(*inputs) if busy else graph.forward(inputs)
+
+    def _get(self, function: Function, inputs: Tensors, differentiable: bool) -> Graph | None:
+        shapes = tuple(None if part is None else (part.shape, part.dtype, part.requires_grad) for part in inputs)
+        places = tuple((part.data_ptr(), part.shape, part.dtype, part.requires_grad) for part in function.read)
+        state = torch.cuda.current_device(), torch.backends.cuda.matmul.fp32_precision, autocast_dtype()
+        key = function.depends_on, differentiable, state, shapes, places
+        self.runs += 1
+        graph = self.graphs.get(key)
+        if graph is None:
+            if not (self._came_before(key) and self._make_room(function.size)):
                 return None
-            return tree.claim() if differentiable else tree
+            with torch.inference_mode(False):  # whose buffers would be of use there alone
+                graph = self.graphs[key] = Graph(function, inputs, differentiable)
+        graph.used = self.runs
+        self.graphs.move_to_end(key)
+        return graph
+
+    def _make_room(self, size: int) -> bool:
+        """Whether there is memory for a graph of `size` bytes, once those are gone that no batch uses any more."""
+        memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        if size > SHARE * memory:
+            return False
+        while size + sum(graph.size for graph in self.graphs.values()) > TOTAL_SHARE * memory:
+            oldest = next(iter(self.graphs.values()))
+            if self.runs - oldest.used < IDLE:
+                return False
+            self.graphs.popitem(last=False)
+        return True
+
+    def _came_before(self, key: Hashable) -> bool:
+        """Whether it did; from now on it has."""
+        if key in self.seen:
+            return True
+        self.seen[key] = None
+        if len(self.seen) > REMEMBERED:
+            self.seen.popitem(last=False)
+        return False
+
+
+def _copy(source: Tensors, into: Tensors) -> None:
+    """Copy what is given, by one launch for all of one dtype."""
+    pairs = [(own, given) for own, given in zip(into, source, strict=True) if own is not None and given is not None]
+    for dtype in {own.dtype for own, _ in pairs}:
+        part = [pair for pair in pairs if pair[0].dtype == dtype]
+        torch._foreach_copy_([own for own, _ in part], [given for _, given in part])

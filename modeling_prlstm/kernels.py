@@ -37,15 +37,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def why_not(states: Tensor) -> str | None:
-    """Why the kernels cannot make hidden states like `states`; None if they can."""
-    if states.dtype not in DTYPES:
-        return f"its kernels take float32, bfloat16 and float16, and the states are {states.dtype}"
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot make hidden states of the `dtype` on the `device`; None if they can."""
+    if dtype not in DTYPES:
+        return f"its kernels take float32, bfloat16 and float16, and the states are {dtype}"
     if INTERPRETED:
         return None
-    if states.device.type != "cuda":
-        return f"its kernels need a GPU, and the model is on {states.device}"
-    if torch.cuda.get_device_capability(states.device) < (8, 0):
+    if device.type != "cuda":
+        return f"its kernels need a GPU, and the model is on {device}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "its kernels need a GPU of compute capability 8.0 or more"
     return None
 

@@ -2,13 +2,14 @@
 
 import math
 import os
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.loss.loss_utils import ForTokenClassification
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     SequenceClassifierOutput,
@@ -17,9 +18,15 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .composer import PRLSTMBinary, PRLSTMComposer
+from .checks import check_classes, check_labels, checked_inputs
+from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone
 from .configuration_prlstm import PRLSTMConfig
-from .padding import can_look_at, check_tensors, is_integer, one_sequence_a_row
+from .graphs import Function, can_capture
+from .losses import sequence_classification_loss
+from .padding import check_tensors, find_tokens, one_sequence_a_row
+
+# Loss, logits and hidden states.
+Classified = tuple[Tensor | None, Tensor, tuple[Tensor, ...] | None]
 
 
 class PRLSTMPreTrainedModel(PreTrainedModel):
@@ -152,7 +159,7 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
             ValueError: for both inputs or neither, an input of the wrong shape or dtype, ids out of range, a row
                 without tokens.
         """
-        inputs = _checked_inputs(input_ids, inputs_embeds, attention_mask, self.config)
+        inputs = checked_inputs(input_ids, inputs_embeds, attention_mask, self.config)
         boundaries = {key: kwargs.get(key) for key in ("position_ids", "seq_idx", "cu_seq_lens_q")}
         rows = one_sequence_a_row(inputs, attention_mask, **boundaries)
         hidden_wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
@@ -168,20 +175,103 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
         )
 
 
-class PRLSTMForSequenceClassification(PRLSTMPreTrainedModel):
-    """PR-LSTM with the paper's head, `W relu(h) + b`, on the state of each row's last token.
+# What a CUDA graph of a whole model takes in, and the layers that it may have: of others it is not known what they do.
+IN_GRAPH = {"input_ids", "attention_mask", "inputs_embeds", "labels", "num_items_in_batch"}
+LAYERS = {
+    *(PRLSTMModel, PRLSTMComposer, PRLSTMMerge, PRLSTMBinary),
+    *(nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList),
+}
+
+
+class _Classifier(PRLSTMPreTrainedModel):
+    """What the models with the paper's head share. On a GPU tree, head and loss are one CUDA graph.
 
     Args:
-        config: the sizes; see `PRLSTMConfig`. `num_labels` and `problem_type` shape the head and the loss.
+        config: the sizes; see `PRLSTMConfig`.
     """
+
+    every_prefix: ClassVar[bool]  # whether the head reads all positions, or the last of each row
+    own_loss: ClassVar[Callable[..., Tensor]]
 
     def __init__(self, config: PRLSTMConfig):
         super().__init__(config)
         self.prlstm = PRLSTMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.loss_function = sequence_classification_loss
+        self.loss_function = self.own_loss
         self.post_init()
+
+    def _classify(self, **arguments: Any) -> Classified:
+        """Loss, logits and hidden states, of the arguments of `forward`."""
+        raise NotImplementedError
+
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...]) -> str | None:
+        """The problem type, where there are several, after a check that the labels fit."""
+        raise NotImplementedError
+
+    def _run(self, **arguments: Any) -> Classified:
+        """What `_classify` gives: after the arguments' checks as one CUDA graph, where that can be."""
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        options = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
+        options.setdefault("output_hidden_states", self.config.output_hidden_states)
+        if any(value is not False for value in options.values()) or not self._can_be_one_graph(tensors):
+            return self._classify(**arguments)
+        ids, embeds, mask = (tensors.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        batch, length = checked_inputs(ids, embeds, mask, self.config).shape[:2]
+        shape = batch, length
+        if mask is not None:
+            tokens = find_tokens(mask, shape)
+            if 2 * tokens.longest <= length:  # too much work without a look at the mask
+                return self._classify(**arguments)
+            if tokens.shortest == length:
+                del tensors["attention_mask"]
+        problem_type = None
+        if "labels" in tensors:
+            rows = shape if self.every_prefix else (batch,)
+            problem_type = self._check_labels(tensors["labels"], (*rows, self.config.num_labels))
+
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            loss, logits, _ = self._classify(**dict(zip(tensors, given, strict=True)), **options)
+            return (logits,) if loss is None else (loss, logits)
+
+        composer = self.prlstm.composer
+        how = composer.composition(shape, ids is not None, "attention_mask" in tensors, self.every_prefix)
+        if not how.can_capture:
+            return self._classify(**arguments)
+        depends_on = self.training, composer.merge.gradient_checkpointing, problem_type, *tensors
+        size = how.size(self.config.hidden_size, torch.is_grad_enabled())
+        function = Function(call, tuple(self.parameters()), depends_on, size)
+        *loss, logits = composer.graphs.run(function, *tensors.values())
+        return loss[0] if loss else None, logits, None
+
+    def _can_be_one_graph(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether `tensors` and the parameters, all on one GPU, decide what `_classify` does and nothing else."""
+        if torch.compiler.is_compiling() or not tensors or not tensors.keys() <= IN_GRAPH:
+            return False
+        parameters = [*self.parameters()]
+        device, *others = {part.device for part in (*tensors.values(), *parameters)}
+        return (
+            not others
+            and can_capture(device)
+            and all(type(part) is nn.Parameter and not part._backward_hooks for part in parameters)
+            and all(
+                type(part) in LAYERS and acts_alone(part, type(part)) for part in self.modules() if part is not self
+            )
+            and not (self.training and self.dropout.p > 0)
+            and self.loss_function is self.own_loss
+            and self.prlstm.composer.backend() != "eager"
+        )
+
+
+class PRLSTMForSequenceClassification(_Classifier):
+    """PR-LSTM with the paper's head, `W relu(h) + b`, on the state of each row's last token.
+
+    Args:
+        config: the sizes; see `PRLSTMConfig`. `num_labels` and `problem_type` shape the head and the loss.
+    """
+
+    every_prefix = False
+    own_loss = staticmethod(sequence_classification_loss)
 
     @can_return_tuple
     def forward(
@@ -208,27 +298,44 @@ class PRLSTMForSequenceClassification(PRLSTMPreTrainedModel):
         Raises:
             TypeError, ValueError: as `PRLSTMModel.forward`, and for labels that don't fit.
         """
+        return SequenceClassifierOutput(
+            *self._run(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                **kwargs,
+            )
+        )
+
+    def _classify(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Classified:
         outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output.relu()))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, config=self.config, **kwargs)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return loss, logits, outputs.hidden_states
+
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...]) -> str | None:
+        return check_labels(labels, logits_shape, self.config)
 
 
-class PRLSTMForTokenClassification(PRLSTMPreTrainedModel):
+class PRLSTMForTokenClassification(_Classifier):
     """PR-LSTM with the paper's head, `W relu(h) + b`, at every position.
 
     Args:
         config: the sizes; see `PRLSTMConfig`. `num_labels` is the number of classes.
     """
 
-    def __init__(self, config: PRLSTMConfig):
-        super().__init__(config)
-        self.prlstm = PRLSTMModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+    every_prefix = True
+    own_loss = staticmethod(ForTokenClassification)
 
     @can_return_tuple
     def forward(
@@ -255,182 +362,36 @@ class PRLSTMForTokenClassification(PRLSTMPreTrainedModel):
         Raises:
             TypeError, ValueError: as `PRLSTMModel.forward`, and for labels that don't fit.
         """
+        return TokenClassifierOutput(
+            *self._run(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                **kwargs,
+            )
+        )
+
+    def _classify(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Classified:
         outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state.relu()))
         loss = None
         if labels is not None:
-            check_tensors(labels=labels)
-            _check_classes(labels, logits)
+            self._check_labels(labels, logits.shape)
             loss = self.loss_function(logits, labels.long(), config=self.config, **kwargs)
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return loss, logits, outputs.hidden_states
 
-
-def sequence_classification_loss(
-    logits: Tensor,
-    labels: Tensor,
-    config: PRLSTMConfig,
-    num_items_in_batch: Tensor | int | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """The loss of `PRLSTMForSequenceClassification`, for each `problem_type`.
-
-    Transformers' own divides by `num_items_in_batch` for single-label classification alone, so that Trainer's
-    gradients of the other two grow with the accumulation steps. Here all three divide. As there, the problem type that
-    the first labels show is written to the config: pipelines read their scores by it.
-
-    Args:
-        logits: [B, num_labels].
-        labels: regression: floats [B] or [B, num_labels]; single-label: classes [B], -100 where there is none;
-            multi-label: 0 or 1, or a probability, for each class [B, num_labels].
-        config: its `problem_type` chooses. None: regression for one label, single-label for integer labels,
-            multi-label for others.
-        num_items_in_batch: the number of labels, over all processes and accumulation steps, that the sum is divided
-            by. None: the mean over this batch. Trainer does not count labels of exactly -100, also of regression.
-        **kwargs: further arguments of transformers' losses; not used.
-
-    Returns:
-        Mean squared error, cross entropy or binary cross entropy, a float32 scalar (float64 for such logits).
-
-    Raises:
-        TypeError: for labels that are no tensor.
-        ValueError: for labels whose shape, dtype or range does not fit the problem type.
-    """
-    check_tensors(labels=labels)
-    problem_type = config.problem_type
-    if problem_type is None:
-        if config.num_labels == 1:
-            problem_type = "regression"
-        else:
-            is_class = not labels.is_floating_point()
-            problem_type = "single_label_classification" if is_class else "multi_label_classification"
-        if not torch.compiler.is_compiling():
-            config.problem_type = problem_type
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels.to(logits.device)
-    reduction = "mean" if num_items_in_batch is None else "sum"
-    if problem_type == "single_label_classification":
-        _check_classes(labels, logits)
-        loss = F.cross_entropy(logits, labels.flatten().long(), reduction=reduction)
-    else:
-        if labels.numel() != logits.numel():
-            raise ValueError(
-                f"`labels` must have one target for each of the logits {tuple(logits.shape)} for {problem_type}, "
-                f"got the shape {tuple(labels.shape)}. `problem_type` in the config sets the kind of target."
-            )
-        _check_targets(labels, problem_type)
-        measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-        loss = measure(logits, labels.reshape(logits.shape).to(logits.dtype), reduction=reduction)
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-
-def _checked_inputs(
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    attention_mask: Tensor | None,
-    config: PRLSTMConfig,
-) -> Tensor:
-    """The one input that is given, ids [B, T] or embeddings [B, T, E], after its checks."""
-    check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-    if inputs_embeds is not None:
-        if input_ids is not None:
-            raise ValueError("Give either `input_ids` or `inputs_embeds`; got both.")
-        width = config.embedding_size or config.vocab_size
-        name = "vocab_size" if config.embedding_size is None else "embedding_size"
-        if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != width or not inputs_embeds.is_floating_point():
-            raise ValueError(
-                f"`inputs_embeds` must be floating-point vectors of shape (batch, length, {name} = {width}), "
-                f"got {inputs_embeds.dtype} of shape {tuple(inputs_embeds.shape)}."
-            )
-        _check_finite(inputs_embeds, attention_mask)
-        inputs = inputs_embeds
-    else:
-        if input_ids is None:
-            raise ValueError("Give either `input_ids` or `inputs_embeds`; got neither.")
-        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                "`input_ids` must be int64 or int32 ids of shape (batch, length), "
-                f"got {input_ids.dtype} of shape {tuple(input_ids.shape)}."
-            )
-        inputs = input_ids
-    if inputs.shape[0] == 0 or inputs.shape[1] == 0:
-        raise ValueError(
-            f"The input of shape {tuple(inputs.shape)} has no tokens: an empty sequence has no state. "
-            "Give each row at least one token."
-        )
-    if input_ids is not None:
-        _check_range(input_ids, attention_mask, config.vocab_size)
-    return inputs
-
-
-def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> None:
-    if not can_look_at(input_ids):
-        return
-    low, high = torch.stack(input_ids.aminmax()).tolist()
-    if low >= 0 and high < vocab_size:
-        return
-    outside = _at_tokens((input_ids < 0) | (input_ids >= vocab_size), attention_mask)
-    if outside.any():
-        row, position = outside.nonzero()[0].tolist()
-        raise ValueError(
-            f"`input_ids` must be from 0 to {vocab_size - 1} (`vocab_size` is {vocab_size}), "
-            f"got {input_ids[row, position].item()} in row {row} at position {position}. Mark padding with a 0 in "
-            "`attention_mask`."
-        )
-
-
-def _check_finite(inputs_embeds: Tensor, attention_mask: Tensor | None) -> None:
-    if not can_look_at(inputs_embeds):
-        return
-    wrong = _at_tokens(~inputs_embeds.isfinite().all(dim=-1), attention_mask)
-    if wrong.any():
-        row, position = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"`inputs_embeds` must be finite, got NaN or infinity in row {row} at position {position}, which would "
-            "reach every later state of the row. Mark padding with a 0 in `attention_mask`."
-        )
-
-
-def _at_tokens(wrong: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """`wrong` [B, T] without padding; a mask that does not fit has an error of its own."""
-    fits = attention_mask is not None and attention_mask.shape == wrong.shape
-    return wrong & (attention_mask != 0) if fits else wrong
-
-
-def _check_targets(labels: Tensor, problem_type: str) -> None:
-    """Raise for a regression's targets that are not finite, and for multi-label ones that are no probabilities."""
-    if not can_look_at(labels):
-        return
-    if problem_type == "regression":
-        if not labels.isfinite().all():
-            raise ValueError("`labels` must be finite for regression, got NaN or infinity.")
-    elif not ((labels >= 0) & (labels <= 1)).all():
-        raise ValueError(
-            f"`labels` must be from 0 to 1 for {problem_type}, got {labels.unique().tolist()[:8]}: a number for each "
-            "class, not the classes."
-        )
-
-
-def _check_classes(labels: Tensor, logits: Tensor) -> None:
-    """Raise unless `labels` has a class, or -100, for each row of `logits` [..., num_labels]."""
-    shape, count = tuple(logits.shape[:-1]), logits.shape[-1]
-    fits = labels.shape == shape if len(shape) > 1 else labels.numel() == shape[0]  # of rows also [B, 1]
-    if not (is_integer(labels) and fits):
-        raise ValueError(
-            f"`labels` must be integer classes of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}. "
-            "For classification of whole rows, `problem_type` in the config sets the kind of target."
-        )
-    if not can_look_at(labels):
-        return
-    labels = labels.long()
-    low, high = torch.stack(labels.aminmax()).tolist()
-    if low >= 0 and high < count:
-        return
-    outside = ((labels < 0) | (labels >= count)) & (labels != -100)
-    if outside.any():
-        raise ValueError(
-            f"`labels` must be from 0 to {count - 1} (`num_labels` is {count}), or -100 where there is none, "
-            f"got {labels[outside].unique().tolist()[:8]}."
-        )
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...]) -> str | None:
+        check_tensors(labels=labels)
+        check_classes(labels, logits_shape)
+        return None
 
 
 def _truncated_normal_(weight: Tensor, fan_in: int) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .graphs import is_rehearsal
+
 
 class Rows(NamedTuple):
     """A batch with one sequence a row, its tokens at the start.
@@ -50,7 +52,7 @@ def can_look_at(tensor: Tensor) -> bool:
 
     Nor are there any on the meta device.
     """
-    if torch.compiler.is_compiling() or tensor.is_meta:
+    if torch.compiler.is_compiling() or tensor.is_meta or is_rehearsal():
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
@@ -95,7 +97,7 @@ def one_sequence_a_row(
     """
     check_tensors(position_ids=position_ids, seq_idx=seq_idx, cu_seq_lens_q=cu_seq_lens_q)
     shape = (inputs.shape[0], inputs.shape[1])
-    tokens = None if attention_mask is None else _tokens_of(attention_mask, shape)
+    tokens = None if attention_mask is None else find_tokens(attention_mask, shape)
     if position_ids is None and seq_idx is None and cu_seq_lens_q is None:
         return Rows(inputs, None, None, shape) if tokens is None else _compact(inputs, tokens)
     if not can_look_at(inputs):
@@ -109,7 +111,7 @@ def one_sequence_a_row(
     return _unpack(inputs, is_token, _begins(is_token, position_ids, seq_idx))
 
 
-class _Tokens(NamedTuple):
+class Tokens(NamedTuple):
     """The tokens among padding: `where` they are [B, T], each row's number [B] of them, the least and the greatest.
 
     Of these two, where no values may be read, the bounds -1 and T.
@@ -121,7 +123,7 @@ class _Tokens(NamedTuple):
     longest: int
 
 
-def _compact(inputs: Tensor, tokens: _Tokens) -> Rows:
+def _compact(inputs: Tensor, tokens: Tokens) -> Rows:
     """Bring the tokens of each row together at its start."""
     shape = (inputs.shape[0], inputs.shape[1])
     is_token, lengths, shortest, longest = tokens
@@ -155,7 +157,7 @@ def _scatter(inputs: Tensor, target: Tensor, length: int) -> Tensor:
     return inputs.new_zeros(inputs.shape[0], length, *inputs.shape[2:]).scatter(1, target, inputs)
 
 
-def _tokens_of(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
+def find_tokens(attention_mask: Tensor, shape: tuple[int, int]) -> Tokens:
     """The tokens of a mask, after its checks; on a GPU, reading values more than once would take longer than these."""
     if attention_mask.shape != shape:
         raise ValueError(
@@ -165,7 +167,7 @@ def _tokens_of(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
     is_token = attention_mask != 0
     lengths = is_token.sum(dim=1)
     if not can_look_at(lengths):
-        return _Tokens(is_token, lengths, -1, shape[1])
+        return Tokens(is_token, lengths, -1, shape[1])
     bounds = torch.stack((*attention_mask.long().aminmax(), *lengths.aminmax()))
     low, high, shortest, longest = bounds.tolist()
     has_fractions = attention_mask.is_floating_point() and (is_token & (attention_mask != 1)).any()
@@ -179,7 +181,7 @@ def _tokens_of(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
             f"`attention_mask` is 0 everywhere in row(s) {empty[:8]}: each row needs at "
             "least one token, because an empty sequence has no state. Remove these rows from the batch."
         )
-    return _Tokens(is_token, lengths, shortest, longest)
+    return Tokens(is_token, lengths, shortest, longest)
 
 
 def _begins(is_token: Tensor, position_ids: Tensor | None, seq_idx: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .graphs import capture_stream, paused
+from .graphs import autocast_dtype, capture_stream, casting_anew, paused
 
 
 class TrainingStep:
@@ -61,13 +61,12 @@ class TrainingStep:
             return self._step(batch)
         self._keep_up()
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.items()))
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        dtype = autocast_dtype()
         key = shapes, self.model.training, dtype
         graph = self.graphs.get(key)
         if graph is not None:
             return graph(batch)
-        # A graph must cast the weights anew each time.
-        with paused(), torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
+        with paused(), casting_anew(dtype):
             loss = self._step(batch)
             self.graphs[key] = self._capture(batch)
         return loss

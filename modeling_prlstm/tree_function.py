@@ -8,33 +8,60 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .fused import TREES, Arithmetic, Leaves, Tree
-from .graphs import Claim, Graphs, MakeTree, can_capture
 from .layout import Form, make_layout, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time; of a longer row, the
 # gates of this many merges.
 CHECKPOINT_TOKENS = 4096
 
+# About how many bytes a tree's buffers have for each of its leaves, times H; and without a backward.
+BYTES, FORWARD_BYTES = 160, 40
+
+# Weights in turn, and the rows' lengths, to a tree.
+MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], "LeavesFirst | InTurn"]
+
 
 class Composition(NamedTuple):
-    """How to compose a batch.
+    """How to compose a batch of `batch` rows of up to `length` tokens.
 
     Attributes:
         arithmetic: of the leaves' device.
-        graphs: where trees on a GPU are kept as CUDA graphs.
-        weights: weight and bias of each cell of a merge in turn, in the hidden states' dtype.
+        form: which states are wanted; `each` and `every` where rows have lengths of their own.
+        batch: see above.
+        length: see above.
+        ids: how many the tokens have, whose products are given; None: those of every token are.
         checkpoint: keep the states alone and compute the gates again in the backward.
     """
 
     arithmetic: Arithmetic
-    graphs: Graphs
-    weights: tuple[Tensor, ...]
+    form: Form
+    batch: int
+    length: int
+    ids: int | None
     checkpoint: bool
 
+    @property
+    def rows(self) -> int:
+        """How many of the batch's rows have trees at a time."""
+        return min(self.batch, max(1, CHECKPOINT_TOKENS // self.length)) if self.checkpoint else self.batch
 
-def compose(
-    how: Composition, ids: Tensor | None, product: Tensor, lengths: Tensor | None, every_prefix: bool
-) -> Tensor:
+    @property
+    def tables(self) -> int:
+        """How many levels are tables of repeated pairs."""
+        return 0 if self.ids is None else repeated_levels(self.form, self.rows, self.length, self.ids)
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether it can become a CUDA graph."""
+        return self.arithmetic.can_capture((self.ids or 0) ** 2**self.tables)
+
+    def size(self, hidden_size: int, differentiable: bool) -> int:
+        """About how many bytes the buffers have."""
+        leaves = self.rows * (self.length if self.form == "every" else self.length >> self.tables)
+        return leaves * hidden_size * (BYTES if differentiable else FORWARD_BYTES)
+
+
+def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tensor | None, *weights: Tensor) -> Tensor:
     """The hidden states of prefixes, differentiable once.
 
     Args:
@@ -42,16 +69,13 @@ def compose(
         ids: of the tokens [B, T], rows of `product`; None: this has every token.
         product: the leaves' products [N, 3H] or [B, T, 3H].
         lengths: of the rows [B], int64; None: all rows are as long as the batch.
-        every_prefix: all positions' states [B, T, H]; else the last of each row [B, H].
+        weights: weight and bias of each cell of a merge in turn, in the product's dtype.
+
+    Returns:
+        All positions' states [B, T, H] for the form `every`; else the last of each row [B, H].
     """
-    arithmetic, graphs, weights, checkpoint = how
-    form: Form = "every" if every_prefix else "whole" if lengths is None else "each"
-    batch, length = (product if ids is None else ids).shape[:2]
-    inputs = product, *weights
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    rows = min(batch, max(1, CHECKPOINT_TOKENS // length)) if checkpoint else batch
-    count = None if ids is None else len(product)
-    tables = 0 if count is None else repeated_levels(form, rows, length, count)
+    differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in (product, *weights))
+    arithmetic, form, batch, length, count, checkpoint = how
 
     def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
         cells = [(arithmetic.operand(weight), bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True)]
@@ -65,18 +89,12 @@ def compose(
 
         if not checkpoint:
             return make_rows(slice(batch), differentiable)
-        return InTurn(make_rows, [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)], length)
+        parts = [slice(first, min(first + how.rows, batch)) for first in range(0, batch, how.rows)]
+        return InTurn(make_rows, parts, length)
 
     with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
-        graph = None
-        if product.is_cuda and can_capture() and arithmetic.can_capture((count or 0) ** 2**tables):
-            leaves = rows * (length if every_prefix else length >> tables)
-            key = type(arithmetic), form, checkpoint
-            graph = graphs.get(key, make_tree, inputs, ids, lengths, differentiable, leaves)
         if differentiable:
-            return _Compose.apply(make_tree, graph, ids, lengths, *inputs)
-        if graph is not None:
-            return graph.forward(inputs, ids, lengths)
+            return _Compose.apply(make_tree, ids, lengths, product, *weights)
         return make_tree(weights, lengths).forward(ids, product)
 
 
@@ -160,29 +178,23 @@ class _Compose(torch.autograd.Function):
     def forward(
         ctx: Any,
         make_tree: MakeTree,
-        claim: Claim | None,
         ids: Tensor | None,
         lengths: Tensor | None,
-        *inputs: Tensor,
+        product: Tensor,
+        *weights: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(ids, lengths, *inputs)
-        ctx.make_tree, ctx.tree, ctx.claim = make_tree, None, claim
-        if claim is not None:
-            return claim.forward(inputs, ids, lengths)
-        ctx.tree = make_tree(inputs[1:], lengths)
-        return ctx.tree.forward(ids, inputs[0])
+        ctx.save_for_backward(ids, lengths, product, *weights)
+        ctx.make_tree, ctx.tree = make_tree, make_tree(weights, lengths)
+        return ctx.tree.forward(ids, product)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         ids, lengths, product, *weights = ctx.saved_tensors  # raises if an input was changed since
         with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
-            if ctx.claim is not None and ctx.claim.graph is not None:
-                gradients = ctx.claim.backward(gradient)
-            else:
-                tree, ctx.tree = ctx.tree, None
-                if tree is None:  # a second backward: of the first one's tree, or graph, nothing is left
-                    tree = ctx.make_tree(tuple(weights), lengths)
-                    tree.forward(ids, product)
-                gradients = tree.backward(gradient, product)
-        return None, None, None, None, *gradients
+            tree, ctx.tree = ctx.tree, None
+            if tree is None:  # a second backward: of the first one's tree nothing is left
+                tree = ctx.make_tree(tuple(weights), lengths)
+                tree.forward(ids, product)
+            gradients = tree.backward(gradient, product)
+        return None, None, None, *gradients

@@ -1,0 +1,309 @@
+"""Models as CUDA graphs: what a user sees is what the model gives without them.
+
+Where there is no GPU a stand-in computes what a graph would replay, from buffers of its own as a graph does: this
+tests who gets which graph when, and the way of the values and gradients to it and back.
+"""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from modeling_prlstm import (
+    PRLSTMConfig,
+    PRLSTMForSequenceClassification,
+    PRLSTMForTokenClassification,
+    PRLSTMModel,
+    composer,
+    graphs,
+    modeling_prlstm,
+)
+
+CHECKPOINTING = "activation_checkpointing"
+if not hasattr(PRLSTMModel, f"{CHECKPOINTING}_enable"):
+    CHECKPOINTING = "gradient_checkpointing"
+HEADS = [PRLSTMForSequenceClassification, PRLSTMForTokenClassification]
+LENGTH = 6
+
+
+def gpu_of(memory):
+    return lambda device=None: SimpleNamespace(total_memory=memory, major=9, minor=0)
+
+
+class StandIn(graphs.Graph):
+    """Computes on its buffers what a graph would."""
+
+    def __init__(self, function, inputs, differentiable):
+        self.function, self.differentiable = function, differentiable
+        self.size, self.used, self.claimed = function.size, 0, lambda: None
+        self.inputs = [None if part is None else part.detach().clone() for part in inputs]
+        for own, given in zip(self.inputs, inputs, strict=True):
+            if own is not None:
+                own.requires_grad_(differentiable and given.requires_grad)
+
+    def forward(self, inputs):
+        with torch.no_grad():
+            graphs._copy(inputs, self.inputs)
+        with torch.set_grad_enabled(self.differentiable), graphs.paused(), graphs._within(graphs._rehearsed):
+            self.results = self.function.call(*self.inputs)
+        return tuple(result.detach().clone() for result in self.results)
+
+    def backward(self, of_results):
+        with torch.enable_grad():
+            return self.function.gradients(self.inputs, self.results, of_results)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    if torch.cuda.is_available():
+        return "cuda"
+    monkeypatch.setattr(graphs, "Graph", StandIn)
+    for module in (graphs, composer, modeling_prlstm):
+        monkeypatch.setattr(module, "can_capture", lambda device: not graphs._paused.get())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(2**30))
+    return "cpu"
+
+
+def model_of(head, device, **config):
+    torch.manual_seed(0)
+    config = {"vocab_size": 5, "hidden_size": 4, "num_labels": 3} | config
+    return head(PRLSTMConfig(**config)).to(device).train()
+
+
+def batch_of(head, device, seed=0, mask=None, length=LENGTH):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, (4, length), generator=generator)
+    batch = {"input_ids": ids, "labels": ids % 3 if head is PRLSTMForTokenClassification else ids.sum(1) % 3}
+    if mask is not None:
+        lengths = torch.full((4, 1), length) if mask == "full" else length - (torch.arange(4)[:, None] + seed) % 3
+        places = torch.arange(length)
+        batch["attention_mask"] = (places < lengths if mask != "left" else places >= length - lengths).long()
+    return {name: part.to(device) for name, part in batch.items()}
+
+
+def found_by(model, batch, weight=0.0):
+    """Loss, logits and gradients, of a loss to which the logits may add."""
+    model.zero_grad()
+    output = model(**batch)
+    loss = output.loss + weight * output.logits.square().sum()
+    loss.backward()
+    gradients = {name: part.grad.clone() for name, part in model.named_parameters()}
+    return {"loss": output.loss.detach(), "logits": output.logits.detach()} | gradients
+
+
+def check_same(found, expected, tolerance=1e-5):
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value.cpu(), rtol=tolerance, atol=tolerance, msg=name)
+
+
+def held(model):
+    return len(model.prlstm.composer.graphs.graphs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("mask", [None, "full", "right", "left"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training(device, head, mask, checkpointing):
+    """The weights change from batch to batch, the batches too; a gradient of the logits comes and goes."""
+    model = model_of(head, device)
+    if checkpointing:
+        getattr(model, f"{CHECKPOINTING}_enable")()
+    reference = model_of(head, "cpu", backend="eager")
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (model, reference)]
+    for seed, weight in enumerate([0.0, 0.0, 0.5, 0.0, 0.5]):
+        expected = found_by(reference, batch_of(head, "cpu", seed, mask), weight)
+        check_same(found_by(model, batch_of(head, device, seed, mask), weight), expected)
+        assert held(model) == min(seed, 1)  # none for the first batch, one for all others
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_each_kind_of_batch_has_its_graph(device):
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    for seed in range(3):
+        for mode in ("train", "eval", "no_grad", "inference_mode", "autocast"):
+            batch = {**batch_of(head, device, seed)}
+            expected = reference(**batch_of(head, "cpu", seed)).logits
+            model.train(mode == "train")
+            with {
+                "no_grad": torch.no_grad(),
+                "inference_mode": torch.inference_mode(),
+                "autocast": torch.autocast(device, torch.bfloat16),
+            }.get(mode, torch.enable_grad()):
+                output = model(**batch)
+            tolerance = 2e-2 if mode == "autocast" else 1e-5
+            torch.testing.assert_close(output.logits.float().cpu(), expected.detach(), rtol=tolerance, atol=tolerance)
+            assert output.loss.requires_grad == (mode in ("train", "eval", "autocast"))
+            if output.loss.requires_grad:
+                output.loss.backward()
+    assert held(model) == (4 if device == "cuda" else 3)  # the stand-in does not see a CPU's autocast
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_forwards_before_backwards(device, head):
+    """While one batch waits for its backward, the next one of its shape does without the graph."""
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    found_by(model, batch_of(head, device))
+    model.zero_grad()
+    losses = [model(**batch_of(head, device, seed)).loss for seed in range(3)]
+    sum(losses).backward()
+    sum(reference(**batch_of(head, "cpu", seed)).loss for seed in range(3)).backward()
+    found, expected = ({n: p.grad for n, p in one.named_parameters()} for one in (model, reference))
+    check_same(found, expected)
+    # A forward without a backward gives its claim back.
+    model(**batch_of(head, device))
+    assert not next(iter(model.prlstm.composer.graphs.graphs.values())).busy
+
+
+def test_second_backward(device):
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    batch = batch_of(head, device)
+    found_by(model, batch)
+    loss = model(**batch).loss
+    first = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+    found_by(model, batch_of(head, device, seed=1))  # the graph has other values now
+    second = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        model.classifier.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, [*model.parameters()])
+
+
+def test_embeddings_have_gradients(device):
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    for seed in range(3):
+        embeds = torch.randn(4, LENGTH, 5, generator=torch.Generator().manual_seed(seed))
+        gradients = []
+        for one in (model, reference):
+            given = embeds.to(one.device).requires_grad_()
+            one(inputs_embeds=given, labels=torch.tensor([0, 1, 2, 0], device=one.device)).loss.backward()
+            gradients.append(given.grad.cpu())
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_values_are_checked(device, head):
+    model = model_of(head, device)
+    for seed in range(3):
+        found_by(model, batch_of(head, device, seed, "right"))
+    assert held(model) == 1
+    for name, value, message in (
+        ("input_ids", 5, "`input_ids` must be from 0 to 4"),
+        ("labels", 3, "`labels` must be from 0 to 2"),
+        ("attention_mask", 2, "`attention_mask` must hold 1 at tokens and 0 at padding"),
+    ):
+        batch = batch_of(head, device, 0, "right")
+        batch[name].flatten()[0] = value
+        with pytest.raises(ValueError, match=message):
+            model(**batch)
+
+
+@pytest.mark.parametrize("what", ["hook", "dropout", "loss", "hidden states", "packed", "int items", "parametrized"])
+def test_what_no_graph_of_all_can_hold(device, what):
+    """Then the tree alone is a graph, and the rest is called each time."""
+    head = PRLSTMForTokenClassification
+    model = model_of(head, device, classifier_dropout=0.5 if what == "dropout" else 0.0)
+    called, more = [], {}
+    if what == "hook":
+        model.classifier.register_forward_hook(lambda *arguments: called.append(1))
+    elif what == "loss":
+        own = model.loss_function
+        model.loss_function = lambda *arguments, **options: called.append(1) or own(*arguments, **options)
+    elif what == "hidden states":
+        more["output_hidden_states"] = True
+    elif what == "packed":
+        more["position_ids"] = (torch.arange(LENGTH) % 3).expand(4, -1).to(device)
+    elif what == "int items":
+        more["num_items_in_batch"] = 7
+    elif what == "parametrized":
+        nn.utils.parametrizations.weight_norm(model.classifier)
+    for seed in range(4):
+        found_by(model, batch_of(head, device, seed) | more)
+    assert len(called) == (4 if what in ("hook", "loss") else 0)
+    (graph,) = model.prlstm.composer.graphs.graphs.values()
+    assert len(graph.inputs) == 7  # ids, products, lengths and the merge's weights
+
+
+def test_items_of_the_batch_and_labels_of_one_kind(device):
+    """What Trainer gives with the batch is taken in; the problem type that the first labels show is not mixed up."""
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    for items in (4, 4, 8, 16):
+        losses = [
+            one(**batch_of(head, one.device), num_items_in_batch=torch.tensor(items, device=one.device)).loss
+            for one in (model, reference)
+        ]
+        torch.testing.assert_close(losses[0].cpu(), losses[1])
+        losses[0].backward()
+    assert model.config.problem_type == "single_label_classification"
+    assert held(model) == 1
+
+
+def test_parameters_that_are_exchanged(device):
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    batches = batch_of(head, device), batch_of(head, "cpu")
+    for _ in range(2):
+        found_by(model, batches[0])
+    for factor in (2, 3):
+        state = {name: factor * part for name, part in reference.state_dict().items()}
+        reference.load_state_dict(state)
+        model.load_state_dict({name: part.to(device) for name, part in state.items()}, assign=factor == 2)
+        for _ in range(2):
+            check_same(found_by(model, batches[0]), found_by(reference, batches[1]))
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    for _ in range(3):
+        model(**batches[0]).loss.backward()
+    assert model.prlstm.composer.leaf.weight.grad is not None  # of before
+    copied = copy.deepcopy(model)
+    assert held(copied) == 0
+    check_same({"logits": copied(**batches[0]).logits}, {"logits": reference(**batches[1]).logits.detach()})
+
+
+def test_bare_models(device):
+    model = model_of(PRLSTMModel, device)
+    reference = model_of(PRLSTMModel, "cpu", backend="eager")
+    for seed in range(3):
+        outputs = []
+        for one in (model, reference):
+            batch = batch_of(PRLSTMForTokenClassification, one.device, seed, "right")
+            one.zero_grad()
+            output = one(batch["input_ids"], batch["attention_mask"])
+            (output.last_hidden_state.square().sum() + output.pooler_output.sum()).backward()
+            outputs.append({"states": output.last_hidden_state.detach()})
+            outputs[-1] |= {name: part.grad for name, part in one.named_parameters()}
+        check_same(*outputs)
+    assert len(model.composer.graphs.graphs) == 1
+
+
+def test_room(device, monkeypatch):
+    """A graph that batches still use is not given up for a new shape; one of long ago is."""
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    monkeypatch.setattr(graphs, "IDLE", 5)
+    size = model.prlstm.composer.composition((4, LENGTH), True, False, False).size(4, True)
+    memory = 1.5 * size / graphs.TOTAL_SHARE
+    monkeypatch.setattr(graphs, "SHARE", graphs.TOTAL_SHARE)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(memory))
+    for _ in range(2):
+        found_by(model, batch_of(head, device))
+    (first,) = model.prlstm.composer.graphs.graphs
+    for _ in range(4):
+        found_by(model, batch_of(head, device, length=LENGTH - 1))
+    assert [*model.prlstm.composer.graphs.graphs] == [first]
+    for _ in range(3):
+        found_by(model, batch_of(head, device, length=LENGTH - 1))
+    (second,) = model.prlstm.composer.graphs.graphs
+    assert second != first
+    found_by(model, batch_of(head, device, length=40))  # more than one graph may have
+    found_by(model, batch_of(head, device, length=40))
+    assert held(model) == 1

@@ -8,14 +8,31 @@ from torch import Tensor
 from .configuration_prlstm import PRLSTMConfig
 from .padding import can_look_at, check_tensors, is_integer
 
+Bounds = tuple[int, int]
+
+
+def read_bounds(*tensors: Tensor | None) -> list[Bounds | None]:
+    """The least and the greatest value of each tensor, read at once: each wait for a GPU takes long.
+
+    None for those that have none, or have no integers.
+    """
+    readable = [
+        part if part is not None and is_integer(part) and part.numel() and can_look_at(part) else None
+        for part in tensors
+    ]
+    found = [bound.long() for part in readable if part is not None for bound in part.aminmax()]
+    values = iter(torch.stack(found).tolist() if found else [])
+    return [None if part is None else (next(values), next(values)) for part in readable]
+
 
 def checked_inputs(
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
     config: PRLSTMConfig,
+    bounds: Bounds | None = None,
 ) -> Tensor:
-    """The one input that is given, ids [B, T] or embeddings [B, T, E], after its checks."""
+    """The one input that is given, ids [B, T], whose `bounds` may be known, or embeddings, after its checks."""
     check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
     if inputs_embeds is not None:
         if input_ids is not None:
@@ -44,14 +61,12 @@ def checked_inputs(
             "Give each row at least one token."
         )
     if input_ids is not None:
-        _check_range(input_ids, attention_mask, config.vocab_size)
+        _check_range(input_ids, attention_mask, config.vocab_size, bounds)
     return inputs
 
 
-def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int) -> None:
-    if not can_look_at(input_ids):
-        return
-    low, high = torch.stack(input_ids.aminmax()).tolist()
+def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, bounds: Bounds | None) -> None:
+    low, high = bounds or read_bounds(input_ids)[0] or (0, 0)
     if low >= 0 and high < vocab_size:
         return
     outside = _at_tokens((input_ids < 0) | (input_ids >= vocab_size), attention_mask)
@@ -82,7 +97,9 @@ def _at_tokens(wrong: Tensor, attention_mask: Tensor | None) -> Tensor:
     return wrong & (attention_mask != 0) if fits else wrong
 
 
-def check_labels(labels: Tensor, logits_shape: tuple[int, ...], config: PRLSTMConfig) -> str:
+def check_labels(
+    labels: Tensor, logits_shape: tuple[int, ...], config: PRLSTMConfig, bounds: Bounds | None = None
+) -> str:
     """The problem type of `config`, or that the labels of whole rows show, after a check that they fit it."""
     check_tensors(labels=labels)
     problem_type = config.problem_type
@@ -93,7 +110,7 @@ def check_labels(labels: Tensor, logits_shape: tuple[int, ...], config: PRLSTMCo
             is_class = not labels.is_floating_point()
             problem_type = "single_label_classification" if is_class else "multi_label_classification"
     if problem_type == "single_label_classification":
-        check_classes(labels, logits_shape)
+        check_classes(labels, logits_shape, bounds)
     else:
         check_targets(labels, logits_shape, problem_type)
     return problem_type
@@ -118,8 +135,8 @@ def check_targets(labels: Tensor, logits_shape: tuple[int, ...], problem_type: s
         )
 
 
-def check_classes(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
-    """Raise unless `labels` has a class, or -100, for each row of logits [..., num_labels]."""
+def check_classes(labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> None:
+    """Raise unless `labels`, whose `bounds` may be known, has a class, or -100, for each row of logits [..., C]."""
     *rows, count = logits_shape
     shape = tuple(rows)
     fits = labels.shape == shape if len(shape) > 1 else labels.numel() == shape[0]  # of rows also [B, 1]
@@ -128,10 +145,8 @@ def check_classes(labels: Tensor, logits_shape: tuple[int, ...]) -> None:
             f"`labels` must be integer classes of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}. "
             "For classification of whole rows, `problem_type` in the config sets the kind of target."
         )
-    if not can_look_at(labels):
-        return
     labels = labels.long()
-    low, high = torch.stack(labels.aminmax()).tolist()
+    low, high = bounds or read_bounds(labels)[0] or (0, 0)
     if low >= 0 and high < count:
         return
     outside = ((labels < 0) | (labels >= count)) & (labels != -100)

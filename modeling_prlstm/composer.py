@@ -161,17 +161,20 @@ class PRLSTMComposer(nn.Module):
         weight = self.leaf.weight
         return choose_backend(self.config, weight.device, _product_dtype(weight), self.merge.acts_alone())
 
-    def composition(self, shape: tuple[int, int], of_ids: bool, each_length: bool, every_prefix: bool) -> Composition:
-        """How a batch is composed, where `backend` is a fused one.
+    def composition(
+        self, backend: str, shape: tuple[int, int], of_ids: bool, each_length: bool, every_prefix: bool
+    ) -> Composition:
+        """How a fused `backend` composes a batch.
 
         Args:
+            backend: its name.
             shape: of the batch [B, T].
             of_ids: whether it has token ids, or else embeddings.
             each_length: whether its rows have lengths of their own.
             every_prefix: as in `forward`.
         """
         ids = self.config.vocab_size if of_ids and self.config.vocab_size <= SMALL_VOCABULARY else None
-        return self._composition(self.backend(), shape, ids, each_length, every_prefix)
+        return self._composition(backend, shape, ids, each_length, every_prefix)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.

@@ -76,60 +76,69 @@ class Function(NamedTuple):
     """What becomes a graph.
 
     Attributes:
-        call: gives tensors, of tensors or None.
-        read: the parameters, or other tensors, that it reads besides.
+        call: gives tensors, of inputs, which may be None, and parameters.
+        parameters: tensors that a graph reads where they are; its inputs are copied to it.
         depends_on: what else decides what it does; with the shapes of its tensors, it tells one graph from another.
         size: bytes of the buffers that it needs, about, with those of its backward if there will be one.
     """
 
     call: Callable[..., tuple[Tensor, ...]]
-    read: tuple[Tensor, ...]
+    parameters: tuple[Tensor, ...]
     depends_on: Hashable
     size: int
 
-    def gradients(self, inputs: Tensors, results: Sequence[Tensor], of_results: Tensors) -> list[Tensor | None]:
-        """Those of the inputs and of what it reads, of the `results`' gradients; None where there is none."""
-        tensors = *inputs, *self.read
-        wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-        given = [number for number, gradient in enumerate(of_results) if gradient is not None]
-        arrived = [results[number] for number in given], wanted, [of_results[number] for number in given]
-        found = iter(torch.autograd.grad(*arrived, allow_unused=True))
-        return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
+
+def differentiate(results: Sequence[Tensor], of_results: Tensors, tensors: Tensors) -> list[Tensor | None]:
+    """The gradients of `tensors`, of those of the `results` made of them; None where there is none."""
+    wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    given = [number for number, gradient in enumerate(of_results) if gradient is not None]
+    arrived = [results[number] for number in given], wanted, [of_results[number] for number in given]
+    found = iter(torch.autograd.grad(*arrived, allow_unused=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
+
+
+def _alias(tensor: Tensor | None) -> Tensor | None:
+    """The same values, with a gradient of its own: of its history, hooks and streams no one knows here."""
+    return None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 class Graph:
     """A function whose forward, and backward if it is `differentiable`, are CUDA graphs.
 
     Args:
-        function: see `Function`. Its parameters are read where they are, each time.
+        function: see `Function`.
         inputs: tensors like those of every call.
         differentiable: whether there will be a backward.
     """
 
     def __init__(self, function: Function, inputs: Tensors, differentiable: bool):
         self.size, self.used = function.size, 0  # `Graphs.runs` when it was used last
-        self.inputs = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
-        for own, given in zip(self.inputs, inputs, strict=True):
-            if own is not None and given is not None and differentiable:
-                own.requires_grad_(given.requires_grad)
+        self.inputs = [None if tensor is None else _alias(tensor.clone()) for tensor in inputs]
         self.claimed: Callable[[], Claim | None] = lambda: None
         self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
         self.stream = torch.cuda.current_stream()  # where they were used last
-        stream = capture_stream(next(own.device for own in self.inputs if own is not None))
+        stream = capture_stream(torch.device("cuda", torch.cuda.current_device()))
         with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused():
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream), _within(_rehearsed):  # starts libraries, which a capture cannot
-                results = function.call(*self.inputs)
+                tensors = *self.inputs, *map(_alias, function.parameters)
+                results = function.call(*tensors)
                 if differentiable:
-                    function.gradients(self.inputs, results, [torch.zeros_like(result) for result in results])
+                    differentiate(results, [torch.zeros_like(result) for result in results], tensors)
             del results
             torch.cuda.current_stream().wait_stream(stream)
-            self._capture(function, differentiable, stream)
+            self._capture(function.call, tensors, differentiable, stream)
 
-    def _capture(self, function: Function, differentiable: bool, stream: torch.cuda.Stream) -> None:
+    def _capture(
+        self,
+        call: Callable[..., tuple[Tensor, ...]],
+        tensors: Tensors,
+        differentiable: bool,
+        stream: torch.cuda.Stream,
+    ) -> None:
         self.forward_graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, stream=stream, capture_error_mode="thread_local"):
-            results = function.call(*self.inputs)
+            results = call(*tensors)
         self.results = [result.detach() for result in results]
         if not differentiable:
             return
@@ -138,12 +147,15 @@ class Graph:
         self.backward_graph = torch.cuda.CUDAGraph()
         pool = self.forward_graph.pool()
         with torch.cuda.graph(self.backward_graph, pool, stream, capture_error_mode="thread_local"):
-            gradients = function.gradients(self.inputs, results, self.of_results)
-            self.layout = [None if part is None else (part.dtype, part.shape) for part in gradients]
-            self.flat = {  # one launch copies all of one dtype
-                dtype: torch.cat([part.flatten() for part in gradients if part is not None and part.dtype == dtype])
-                for dtype in {part.dtype for part in gradients if part is not None}
-            }
+            found = differentiate(results, self.of_results, tensors)
+            self.count = len(found)
+            self.gradients = []  # all of one dtype as one tensor, which one launch copies
+            for dtype in {part.dtype for part in found if part is not None}:
+                parts = [
+                    (number, part) for number, part in enumerate(found) if part is not None and part.dtype == dtype
+                ]
+                flat = torch.cat([part.flatten() for _, part in parts])
+                self.gradients.append((flat, [(number, part.shape) for number, part in parts]))
 
     @property
     def busy(self) -> bool:
@@ -165,7 +177,7 @@ class Graph:
             return tuple(result.clone() for result in self.results)
 
     def backward(self, of_results: Tensors) -> list[Tensor | None]:
-        """`Function.gradients` of the last forward."""
+        """The gradients of the last forward's inputs and of the parameters; see `differentiate`."""
         with self._alone():
             _copy(of_results, self.of_results)
             for number, gradient in enumerate(of_results):
@@ -173,16 +185,12 @@ class Graph:
                     self.of_results[number].zero_()
                 self.arrived[number] = gradient is not None
             self.backward_graph.replay()
-            flat = {dtype: part.clone() for dtype, part in self.flat.items()}
-        gradients: list[Tensor | None] = []
-        taken = dict.fromkeys(flat, 0)
-        for place in self.layout:
-            if place is None:
-                gradients.append(None)
-                continue
-            dtype, shape = place
-            gradients.append(flat[dtype].narrow(0, taken[dtype], shape.numel()).view(shape))
-            taken[dtype] += shape.numel()
+            copies = [flat.clone() for flat, _ in self.gradients]
+        gradients: list[Tensor | None] = [None] * self.count
+        for copied, (_, places) in zip(copies, self.gradients, strict=True):
+            parts = copied.split([shape.numel() for _, shape in places])
+            for (number, shape), part in zip(places, parts, strict=True):
+                gradients[number] = part.view(shape)
         return gradients
 
     @contextmanager
@@ -223,22 +231,19 @@ class _Replay(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.claim, ctx.function, ctx.dtype = claim, function, autocast_dtype()
-        return claim.forward(tensors[: len(tensors) - len(function.read)])
+        return claim.forward(tensors[: len(tensors) - len(function.parameters)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *of_results: Tensor | None) -> tuple[Any, ...]:
-        function, saved = ctx.function, ctx.saved_tensors  # raises if one was changed since
+        saved = ctx.saved_tensors  # raises if one was changed since
         with torch.cuda.device_of(next(part for part in of_results if part is not None)):
             if ctx.claim.graph is not None:
                 return None, None, *ctx.claim.backward(of_results)
             # A second backward: of the first one's graph nothing is left.
             with torch.enable_grad(), casting_anew(ctx.dtype), paused():
-                inputs = [
-                    None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
-                    for tensor in saved[: len(saved) - len(function.read)]
-                ]
-                return None, None, *function.gradients(inputs, function.call(*inputs), of_results)
+                tensors = [*map(_alias, saved)]
+                return None, None, *differentiate(ctx.function.call(*tensors), of_results, tensors)
 
 
 class Graphs:
@@ -263,7 +268,7 @@ class Graphs:
         To be called where `can_capture`.
         """
         with torch.cuda.device_of(next(part for part in inputs if part is not None)):
-            tensors = *inputs, *function.read
+            tensors = *inputs, *function.parameters
             differentiable = torch.is_grad_enabled() and any(
                 part is not None and part.requires_grad for part in tensors
             )
@@ -273,14 +278,14 @@ class Graphs:
                 claim = graph.claim() if graph is not None and differentiable and not busy else None
             if graph is None:
                 with paused():  # there is no graph of a part where one of all is to come
-                    return function.call(*inputs)
+                    return function.call(*tensors)
             if claim is not None:
                 return _Replay.apply(claim, function, *tensors)
-            return function.call(*inputs) if busy else graph.forward(inputs)
+            return function.call(*tensors) if busy else graph.forward(inputs)
 
     def _get(self, function: Function, inputs: Tensors, differentiable: bool) -> Graph | None:
         shapes = tuple(None if part is None else (part.shape, part.dtype, part.requires_grad) for part in inputs)
-        places = tuple((part.data_ptr(), part.shape, part.dtype, part.requires_grad) for part in function.read)
+        places = tuple((part.data_ptr(), part.shape, part.dtype, part.requires_grad) for part in function.parameters)
         state = torch.cuda.current_device(), torch.backends.cuda.matmul.fp32_precision, autocast_dtype()
         key = function.depends_on, differentiable, state, shapes, places
         self.runs += 1

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.loss.loss_utils import ForTokenClassification
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .checks import check_classes, check_labels, checked_inputs
+from .checks import Bounds, check_classes, check_labels, checked_inputs, read_bounds
 from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone
 from .configuration_prlstm import PRLSTMConfig
 from .graphs import Function, can_capture
@@ -205,62 +206,92 @@ class _Classifier(PRLSTMPreTrainedModel):
         """Loss, logits and hidden states, of the arguments of `forward`."""
         raise NotImplementedError
 
-    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...]) -> str | None:
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
         """The problem type, where there are several, after a check that the labels fit."""
         raise NotImplementedError
 
     def _run(self, **arguments: Any) -> Classified:
         """What `_classify` gives: after the arguments' checks as one CUDA graph, where that can be."""
+        if torch.compiler.is_compiling() or not can_capture(self.classifier.weight.device):
+            return self._classify(**arguments)
+        composer, backend = self.prlstm.composer, self.prlstm.composer.backend()
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         options = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
         options.setdefault("output_hidden_states", self.config.output_hidden_states)
-        if any(value is not False for value in options.values()) or not self._can_be_one_graph(tensors):
+        parameters = dict(self.named_parameters(prefix="model"))
+        if backend == "eager" or not self._is_all(tensors, options, [*parameters.values()]):
             return self._classify(**arguments)
-        ids, embeds, mask = (tensors.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        batch, length = checked_inputs(ids, embeds, mask, self.config).shape[:2]
-        shape = batch, length
-        if mask is not None:
-            tokens = find_tokens(mask, shape)
-            if 2 * tokens.longest <= length:  # too much work without a look at the mask
-                return self._classify(**arguments)
-            if tokens.shortest == length:
-                del tensors["attention_mask"]
-        problem_type = None
-        if "labels" in tensors:
-            rows = shape if self.every_prefix else (batch,)
-            problem_type = self._check_labels(tensors["labels"], (*rows, self.config.num_labels))
-
-        def call(*given: Tensor) -> tuple[Tensor, ...]:
-            loss, logits, _ = self._classify(**dict(zip(tensors, given, strict=True)), **options)
-            return (logits,) if loss is None else (loss, logits)
-
-        composer = self.prlstm.composer
-        how = composer.composition(shape, ids is not None, "attention_mask" in tensors, self.every_prefix)
+        checked = self._check(tensors)
+        if checked is None:
+            return self._classify(**arguments)
+        batch, length, problem_type = checked
+        mask = tensors.get("attention_mask")
+        how = composer.composition(
+            backend, (batch, length), "input_ids" in tensors, mask is not None, self.every_prefix
+        )
         if not how.can_capture:
             return self._classify(**arguments)
+
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            inputs = dict(zip(tensors, given[: len(tensors)], strict=True))
+            replaced = dict(zip(parameters, given[len(tensors) :], strict=True))
+            loss, logits, _ = functional_call(_Classify(self), replaced, kwargs={**inputs, **options})
+            return (logits,) if loss is None else (loss, logits)
+
         depends_on = self.training, composer.merge.gradient_checkpointing, problem_type, *tensors
         size = how.size(self.config.hidden_size, torch.is_grad_enabled())
-        function = Function(call, tuple(self.parameters()), depends_on, size)
+        function = Function(call, tuple(parameters.values()), depends_on, size)
         *loss, logits = composer.graphs.run(function, *tensors.values())
         return loss[0] if loss else None, logits, None
 
-    def _can_be_one_graph(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether `tensors` and the parameters, all on one GPU, decide what `_classify` does and nothing else."""
-        if torch.compiler.is_compiling() or not tensors or not tensors.keys() <= IN_GRAPH:
-            return False
-        parameters = [*self.parameters()]
-        device, *others = {part.device for part in (*tensors.values(), *parameters)}
+    def _is_all(self, tensors: dict[str, Tensor], options: dict[str, Any], parameters: list[nn.Parameter]) -> bool:
+        """Whether these, all on one GPU, decide what `_classify` does, and nothing else."""
+        device = self.classifier.weight.device
         return (
-            not others
-            and can_capture(device)
-            and all(type(part) is nn.Parameter and not part._backward_hooks for part in parameters)
+            tensors.keys() <= IN_GRAPH
+            and all(value is False for value in options.values())
+            and all(part.device == device for part in (*tensors.values(), *parameters))
+            and all(type(part) is nn.Parameter for part in parameters)
             and all(
                 type(part) in LAYERS and acts_alone(part, type(part)) for part in self.modules() if part is not self
             )
             and not (self.training and self.dropout.p > 0)
             and self.loss_function is self.own_loss
-            and self.prlstm.composer.backend() != "eager"
         )
+
+    def _check(self, tensors: dict[str, Tensor]) -> tuple[int, int, str | None] | None:
+        """The batch's rows and tokens and the labels' problem type, after the checks of `forward`'s arguments.
+
+        A mask that hides nothing is taken out of these. None if one hides half of the columns: a graph, which cannot
+        look at it, would do twice the work.
+        """
+        ids, embeds, mask, labels = (
+            tensors.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask", "labels")
+        )
+        of_ids, of_labels = read_bounds(ids, labels)
+        batch, length = checked_inputs(ids, embeds, mask, self.config, of_ids).shape[:2]
+        if mask is not None:
+            tokens = find_tokens(mask, (batch, length))
+            if 2 * tokens.longest <= length:
+                return None
+            if tokens.shortest == length:
+                del tensors["attention_mask"]
+        if labels is None:
+            return batch, length, None
+        rows = (batch, length) if self.every_prefix else (batch,)
+        return batch, length, self._check_labels(labels, (*rows, self.config.num_labels), of_labels)
+
+
+class _Classify(nn.Module):
+    """`model._classify` as the forward of a module, which can be called with other parameters."""
+
+    def __init__(self, model: _Classifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **arguments: Any) -> Classified:
+        """See `_Classifier._classify`."""
+        return self.model._classify(**arguments)
 
 
 class PRLSTMForSequenceClassification(_Classifier):
@@ -323,8 +354,8 @@ class PRLSTMForSequenceClassification(_Classifier):
             loss = self.loss_function(logits, labels, config=self.config, **kwargs)
         return loss, logits, outputs.hidden_states
 
-    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...]) -> str | None:
-        return check_labels(labels, logits_shape, self.config)
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
+        return check_labels(labels, logits_shape, self.config, bounds)
 
 
 class PRLSTMForTokenClassification(_Classifier):
@@ -388,9 +419,9 @@ class PRLSTMForTokenClassification(_Classifier):
             loss = self.loss_function(logits, labels.long(), config=self.config, **kwargs)
         return loss, logits, outputs.hidden_states
 
-    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...]) -> str | None:
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
         check_tensors(labels=labels)
-        check_classes(labels, logits_shape)
+        check_classes(labels, logits_shape, bounds)
         return None
 
 

@@ -38,21 +38,19 @@ class StandIn(graphs.Graph):
     def __init__(self, function, inputs, differentiable):
         self.function, self.differentiable = function, differentiable
         self.size, self.used, self.claimed = function.size, 0, lambda: None
-        self.inputs = [None if part is None else part.detach().clone() for part in inputs]
-        for own, given in zip(self.inputs, inputs, strict=True):
-            if own is not None:
-                own.requires_grad_(differentiable and given.requires_grad)
+        self.inputs = [None if part is None else graphs._alias(part.clone()) for part in inputs]
+        self.tensors = *self.inputs, *map(graphs._alias, function.parameters)
 
     def forward(self, inputs):
         with torch.no_grad():
             graphs._copy(inputs, self.inputs)
         with torch.set_grad_enabled(self.differentiable), graphs.paused(), graphs._within(graphs._rehearsed):
-            self.results = self.function.call(*self.inputs)
+            self.results = self.function.call(*self.tensors)
         return tuple(result.detach().clone() for result in self.results)
 
     def backward(self, of_results):
         with torch.enable_grad():
-            return self.function.gradients(self.inputs, self.results, of_results)
+            return graphs.differentiate(self.results, of_results, self.tensors)
 
 
 @pytest.fixture
@@ -141,6 +139,26 @@ def test_each_kind_of_batch_has_its_graph(device):
             if output.loss.requires_grad:
                 output.loss.backward()
     assert held(model) == (4 if device == "cuda" else 3)  # the stand-in does not see a CPU's autocast
+
+
+def test_much_padding(device):
+    """The tree's graph, which is made after a look at the mask, has the length of the longest row."""
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    for seed in range(3):
+        found, expected = (
+            found_by(
+                one,
+                {
+                    name: nn.functional.pad(part, (0, 9)) if part.dim() > 1 else part
+                    for name, part in batch_of(head, one.device, seed, "right").items()
+                },
+            )
+            for one in (model, reference)
+        )
+        check_same(found, expected)
+    (graph,) = model.prlstm.composer.graphs.graphs.values()
+    assert graph.inputs[0].shape == (4, LENGTH)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -290,7 +308,7 @@ def test_room(device, monkeypatch):
     head = PRLSTMForSequenceClassification
     model = model_of(head, device)
     monkeypatch.setattr(graphs, "IDLE", 5)
-    size = model.prlstm.composer.composition((4, LENGTH), True, False, False).size(4, True)
+    size = model.prlstm.composer.composition("fused", (4, LENGTH), True, False, False).size(4, True)
     memory = 1.5 * size / graphs.TOTAL_SHARE
     monkeypatch.setattr(graphs, "SHARE", graphs.TOTAL_SHARE)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(memory))

@@ -6,23 +6,8 @@ import torch
 from torch import Tensor
 
 from .configuration_prlstm import PRLSTMConfig
+from .fused import Bounds
 from .padding import can_look_at, check_tensors, is_integer
-
-Bounds = tuple[int, int]
-
-
-def read_bounds(*tensors: Tensor | None) -> list[Bounds | None]:
-    """The least and the greatest value of each tensor, read at once: each wait for a GPU takes long.
-
-    None for those that have none, or have no integers.
-    """
-    readable = [
-        part if part is not None and is_integer(part) and part.numel() and can_look_at(part) else None
-        for part in tensors
-    ]
-    found = [bound.long() for part in readable if part is not None for bound in part.aminmax()]
-    values = iter(torch.stack(found).tolist() if found else [])
-    return [None if part is None else (next(values), next(values)) for part in readable]
 
 
 def checked_inputs(
@@ -66,7 +51,9 @@ def checked_inputs(
 
 
 def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, bounds: Bounds | None) -> None:
-    low, high = bounds or read_bounds(input_ids)[0] or (0, 0)
+    if bounds is None and not can_look_at(input_ids):
+        return
+    low, high = bounds or torch.stack(input_ids.aminmax()).tolist()
     if low >= 0 and high < vocab_size:
         return
     outside = _at_tokens((input_ids < 0) | (input_ids >= vocab_size), attention_mask)
@@ -145,8 +132,10 @@ def check_classes(labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds 
             f"`labels` must be integer classes of shape {shape}, got {labels.dtype} of shape {tuple(labels.shape)}. "
             "For classification of whole rows, `problem_type` in the config sets the kind of target."
         )
+    if bounds is None and not can_look_at(labels):
+        return
     labels = labels.long()
-    low, high = bounds or read_bounds(labels)[0] or (0, 0)
+    low, high = bounds or torch.stack(labels.aminmax()).tolist()
     if low >= 0 and high < count:
         return
     outside = ((labels < 0) | (labels >= count)) & (labels != -100)

@@ -154,7 +154,7 @@ class PRLSTMComposer(nn.Module):
         """How a fused path composes a batch of the `shape` [B, T], of `ids` ids, rows of their own lengths or not."""
         form: Form = "every" if every_prefix else "each" if each_length else "whole"
         checkpoint = self.training and self.merge.gradient_checkpointing
-        return Composition(_arithmetic(backend), form, *shape, ids, checkpoint)
+        return Composition(arithmetic_of(backend), form, *shape, ids, checkpoint)
 
     def backend(self) -> str:
         """The backend that composes token ids; see `choose_backend`."""
@@ -339,7 +339,8 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return why_not(device, dtype)
 
 
-def _arithmetic(backend: str) -> Arithmetic:
+def arithmetic_of(backend: str) -> Arithmetic:
+    """What a fused `backend` computes with."""
     if backend == "fused":
         return TorchArithmetic()
     from .kernels import TritonArithmetic

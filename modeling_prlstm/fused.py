@@ -19,6 +19,25 @@ NO_ID = -1
 
 Pair = tuple[Tensor, Tensor]
 
+# The least and the greatest.
+Bounds = tuple[int, int]
+
+
+class Survey(NamedTuple):
+    """What there is to check of a batch's values.
+
+    Attributes:
+        ids: their bounds. As those of the others they hold 0, which is always right; None: they were not looked at.
+        mask: its values'.
+        lengths: of the numbers of tokens in the mask's rows.
+        labels: theirs.
+    """
+
+    ids: Bounds | None
+    mask: Bounds | None
+    lengths: Bounds | None
+    labels: Bounds | None
+
 
 class InUnits(NamedTuple):
     """A matrix: `values` [n, m] times `units` [n], which are 1 where they are None."""
@@ -44,6 +63,9 @@ class Arithmetic(Protocol):
 
     def can_capture(self, ids: int) -> bool:
         """Whether the work on leaves of `ids` ids can become a CUDA graph: where it does not wait for the GPU."""
+
+    def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
+        """The bounds of ids [B, T], a mask [B, T] and labels, which have no fractions; waits for a GPU once."""
 
     def operand(self, weight: Tensor) -> InUnits:
         """`weight` as `forward` and `backward` take it."""

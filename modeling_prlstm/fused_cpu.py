@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, InUnits, Leaves, Pair
+from .fused import NO_ID, InUnits, Leaves, Pair, Survey
 from .layout import Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
@@ -27,6 +27,14 @@ class TorchArithmetic:
     def can_capture(self, ids: int) -> bool:
         """See `Arithmetic`."""
         return ids <= ONE_HOT_IDS["cuda"]
+
+    def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
+        """See `Arithmetic`."""
+        lengths = None if mask is None else (mask != 0).sum(dim=1)
+        parts = ids, None if mask is None else mask.long(), lengths, labels
+        bounds = [bound.long() for part in parts if part is not None for bound in part.aminmax()]
+        found = iter(torch.stack(bounds).tolist() if bounds else [])
+        return Survey(*(None if part is None else (next(found), next(found)) for part in parts))
 
     def operand(self, weight: Tensor) -> InUnits:
         """See `Arithmetic`."""

@@ -326,4 +326,7 @@ def _copy(source: Tensors, into: Tensors) -> None:
     pairs = [(own, given) for own, given in zip(into, source, strict=True) if own is not None and given is not None]
     for dtype in {own.dtype for own, _ in pairs}:
         part = [pair for pair in pairs if pair[0].dtype == dtype]
-        torch._foreach_copy_([own for own, _ in part], [given for _, given in part])
+        if len(part) == 1:
+            part[0][0].copy_(part[0][1])
+        else:
+            torch._foreach_copy_([own for own, _ in part], [given for _, given in part])

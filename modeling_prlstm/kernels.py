@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .fused import NO_ID, InUnits, Leaves, Pair
+from .fused import NO_ID, InUnits, Leaves, Pair, Survey
 from .layout import Run, Target
 
 try:
@@ -88,6 +88,28 @@ class TritonArithmetic:
     def can_capture(self, ids: int) -> bool:
         """See `Arithmetic`."""
         return True
+
+    def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
+        """See `Arithmetic`."""
+        given = [part for part in (ids, mask, labels) if part is not None]
+        if not given:
+            return Survey(None, None, None, None)
+        rows = ids if ids is not None else mask
+        batch, length = (0, 0) if rows is None else rows.shape
+        count = 0 if labels is None else labels.numel()
+        programs = min(64, max(batch, triton.cdiv(count, 1024)))
+        found = given[0].new_empty(programs, 8, dtype=torch.int64)
+        strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
+        flat = None if labels is None else labels.flatten()
+        _survey[(programs,)](ids, mask, flat, found, batch, length, *strides, count, BLOCK=1024)
+        lows_and_highs = [*zip(*found.tolist(), strict=True)]
+        bounds = [
+            None if part is None else (min(lows), max(highs))
+            for part, lows, highs in zip(
+                (ids, mask, mask, labels), lows_and_highs[::2], lows_and_highs[1::2], strict=True
+            )
+        ]
+        return Survey(*bounds)
 
     def operand(self, weight: Tensor) -> InUnits:
         """See `Arithmetic`."""
@@ -475,6 +497,64 @@ def _total(parts: Tensor) -> Tensor:
 # Sizes that change with the batch and its length: not worth a compilation each.
 PLACES = ["paired", "base", "pair", "side", "row", "odd", "odd_row"]
 VARYING = ["count", "tokens", "batch", "length", "ids_row", "ids_step", *PLACES]
+
+
+@triton.jit(do_not_specialize=["batch", "length", "ids_row", "ids_step", "mask_row", "mask_step", "count"])
+def _survey(
+    ids_ptr,  # [batch, length]; each of these three may be None
+    mask_ptr,  # [batch, length]
+    labels_ptr,  # [count]
+    found_ptr,  # [programs, 8], int64: the bounds of ids, mask, rows' tokens and labels, of each program's part
+    batch,
+    length,
+    ids_row,  # strides
+    ids_step,
+    mask_row,
+    mask_step,
+    count,
+    BLOCK: tl.constexpr,
+):
+    """`TritonArithmetic.survey`."""
+    ids_low = tl.zeros((BLOCK,), tl.int64)
+    ids_high = tl.zeros((BLOCK,), tl.int64)
+    mask_low = tl.zeros((BLOCK,), tl.int64)
+    mask_high = tl.zeros((BLOCK,), tl.int64)
+    labels_low = tl.zeros((BLOCK,), tl.int64)
+    labels_high = tl.zeros((BLOCK,), tl.int64)
+    shortest = tl.full((), 2**62, tl.int64)
+    longest = tl.full((), -1, tl.int64)
+    places = tl.arange(0, BLOCK).to(tl.int64)
+    for row in range(tl.program_id(0), batch, tl.num_programs(0)):
+        rows = row + tl.zeros((BLOCK,), tl.int64)
+        tokens = tl.zeros((BLOCK,), tl.int64)
+        for start in range(0, length, BLOCK):
+            columns = start + places
+            inside = columns < length
+            if ids_ptr is not None:
+                ids = tl.load(ids_ptr + rows * ids_row + columns * ids_step, mask=inside, other=0)
+                ids_low = tl.minimum(ids_low, ids.to(tl.int64))
+                ids_high = tl.maximum(ids_high, ids.to(tl.int64))
+            if mask_ptr is not None:
+                mask = tl.load(mask_ptr + rows * mask_row + columns * mask_step, mask=inside, other=0).to(tl.int64)
+                mask_low = tl.minimum(mask_low, mask)
+                mask_high = tl.maximum(mask_high, mask)
+                tokens += (mask != 0).to(tl.int64)
+        shortest = tl.minimum(shortest, tl.sum(tokens, 0))
+        longest = tl.maximum(longest, tl.sum(tokens, 0))
+    if labels_ptr is not None:
+        for start in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+            labels = tl.load(labels_ptr + start + places, mask=start + places < count, other=0).to(tl.int64)
+            labels_low = tl.minimum(labels_low, labels)
+            labels_high = tl.maximum(labels_high, labels)
+    found_at = found_ptr + tl.program_id(0) * 8
+    tl.store(found_at, tl.min(ids_low, 0))
+    tl.store(found_at + 1, tl.max(ids_high, 0))
+    tl.store(found_at + 2, tl.min(mask_low, 0))
+    tl.store(found_at + 3, tl.max(mask_high, 0))
+    tl.store(found_at + 4, shortest)
+    tl.store(found_at + 5, longest)
+    tl.store(found_at + 6, tl.min(labels_low, 0))
+    tl.store(found_at + 7, tl.max(labels_high, 0))
 
 
 @triton.jit

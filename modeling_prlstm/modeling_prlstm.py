@@ -19,12 +19,13 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .checks import Bounds, check_classes, check_labels, checked_inputs, read_bounds
-from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone
+from .checks import check_classes, check_labels, checked_inputs
+from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of
 from .configuration_prlstm import PRLSTMConfig
+from .fused import Arithmetic, Bounds
 from .graphs import Function, can_capture
 from .losses import sequence_classification_loss
-from .padding import check_tensors, find_tokens, one_sequence_a_row
+from .padding import check_mask, check_mask_shape, check_tensors, is_integer, one_sequence_a_row
 
 # Loss, logits and hidden states.
 Classified = tuple[Tensor | None, Tensor, tuple[Tensor, ...] | None]
@@ -221,7 +222,7 @@ class _Classifier(PRLSTMPreTrainedModel):
         parameters = dict(self.named_parameters(prefix="model"))
         if backend == "eager" or not self._is_all(tensors, options, [*parameters.values()]):
             return self._classify(**arguments)
-        checked = self._check(tensors)
+        checked = self._check(tensors, arithmetic_of(backend))
         if checked is None:
             return self._classify(**arguments)
         batch, length, problem_type = checked
@@ -259,27 +260,35 @@ class _Classifier(PRLSTMPreTrainedModel):
             and self.loss_function is self.own_loss
         )
 
-    def _check(self, tensors: dict[str, Tensor]) -> tuple[int, int, str | None] | None:
+    def _check(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> tuple[int, int, str | None] | None:
         """The batch's rows and tokens and the labels' problem type, after the checks of `forward`'s arguments.
 
-        A mask that hides nothing is taken out of these. None if one hides half of the columns: a graph, which cannot
-        look at it, would do twice the work.
+        A mask that hides nothing is taken out of these. None for what is wrong or rare, and if a mask hides half of
+        the columns: a graph, which cannot look at it, would do twice the work.
         """
         ids, embeds, mask, labels = (
             tensors.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask", "labels")
         )
-        of_ids, of_labels = read_bounds(ids, labels)
-        batch, length = checked_inputs(ids, embeds, mask, self.config, of_ids).shape[:2]
-        if mask is not None:
-            tokens = find_tokens(mask, (batch, length))
-            if 2 * tokens.longest <= length:
+        rows = [part for part in (ids, mask) if part is not None]
+        if any(part.dim() != 2 or part.is_floating_point() or part.shape != rows[0].shape for part in rows):
+            return None
+        if not all(part.numel() for part in (*rows, labels) if part is not None):
+            return None
+        survey = arithmetic.survey(ids, mask, labels if labels is not None and is_integer(labels) else None)
+        batch, length = checked_inputs(ids, embeds, mask, self.config, survey.ids).shape[:2]
+        if mask is not None and survey.mask is not None and survey.lengths is not None:
+            check_mask_shape(mask, (batch, length))
+            check_mask(mask, survey.mask, survey.lengths)
+            shortest, longest = survey.lengths
+            if 2 * longest <= length:
                 return None
-            if tokens.shortest == length:
+            if shortest == length:
                 del tensors["attention_mask"]
         if labels is None:
             return batch, length, None
-        rows = (batch, length) if self.every_prefix else (batch,)
-        return batch, length, self._check_labels(labels, (*rows, self.config.num_labels), of_labels)
+        logits = (batch, length) if self.every_prefix else (batch,)
+        problem_type = self._check_labels(labels, (*logits, self.config.num_labels), survey.labels)
+        return batch, length, problem_type
 
 
 class _Classify(nn.Module):

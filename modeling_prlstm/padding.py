@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .fused import Bounds
 from .graphs import is_rehearsal
 
 
@@ -97,7 +98,7 @@ def one_sequence_a_row(
     """
     check_tensors(position_ids=position_ids, seq_idx=seq_idx, cu_seq_lens_q=cu_seq_lens_q)
     shape = (inputs.shape[0], inputs.shape[1])
-    tokens = None if attention_mask is None else find_tokens(attention_mask, shape)
+    tokens = None if attention_mask is None else _find_tokens(attention_mask, shape)
     if position_ids is None and seq_idx is None and cu_seq_lens_q is None:
         return Rows(inputs, None, None, shape) if tokens is None else _compact(inputs, tokens)
     if not can_look_at(inputs):
@@ -111,7 +112,7 @@ def one_sequence_a_row(
     return _unpack(inputs, is_token, _begins(is_token, position_ids, seq_idx))
 
 
-class Tokens(NamedTuple):
+class _Tokens(NamedTuple):
     """The tokens among padding: `where` they are [B, T], each row's number [B] of them, the least and the greatest.
 
     Of these two, where no values may be read, the bounds -1 and T.
@@ -123,7 +124,7 @@ class Tokens(NamedTuple):
     longest: int
 
 
-def _compact(inputs: Tensor, tokens: Tokens) -> Rows:
+def _compact(inputs: Tensor, tokens: _Tokens) -> Rows:
     """Bring the tokens of each row together at its start."""
     shape = (inputs.shape[0], inputs.shape[1])
     is_token, lengths, shortest, longest = tokens
@@ -157,31 +158,42 @@ def _scatter(inputs: Tensor, target: Tensor, length: int) -> Tensor:
     return inputs.new_zeros(inputs.shape[0], length, *inputs.shape[2:]).scatter(1, target, inputs)
 
 
-def find_tokens(attention_mask: Tensor, shape: tuple[int, int]) -> Tokens:
-    """The tokens of a mask, after its checks; on a GPU, reading values more than once would take longer than these."""
+def _find_tokens(attention_mask: Tensor, shape: tuple[int, int]) -> _Tokens:
+    """The tokens of a mask, after its checks."""
+    check_mask_shape(attention_mask, shape)
+    is_token = attention_mask != 0
+    lengths = is_token.sum(dim=1)
+    if not can_look_at(lengths):
+        return _Tokens(is_token, lengths, -1, shape[1])
+    # On a GPU, reading values twice would take longer than these.
+    low, high, shortest, longest = torch.stack((*attention_mask.long().aminmax(), *lengths.aminmax())).tolist()
+    check_mask(attention_mask, (low, high), (shortest, longest))
+    return _Tokens(is_token, lengths, shortest, longest)
+
+
+def check_mask_shape(attention_mask: Tensor, shape: tuple[int, int]) -> None:
+    """Raise unless it is that of the input."""
     if attention_mask.shape != shape:
         raise ValueError(
             f"`attention_mask` must have the shape (batch, length) of the input, {shape}, "
             f"got {tuple(attention_mask.shape)}."
         )
-    is_token = attention_mask != 0
-    lengths = is_token.sum(dim=1)
-    if not can_look_at(lengths):
-        return Tokens(is_token, lengths, -1, shape[1])
-    bounds = torch.stack((*attention_mask.long().aminmax(), *lengths.aminmax()))
-    low, high, shortest, longest = bounds.tolist()
-    has_fractions = attention_mask.is_floating_point() and (is_token & (attention_mask != 1)).any()
+
+
+def check_mask(attention_mask: Tensor, values: Bounds, lengths: Bounds) -> None:
+    """Raise unless it has ones and zeros, and a one in each row: of its bounds, and those of its rows' ones."""
+    low, high = values
+    has_fractions = attention_mask.is_floating_point() and ((attention_mask != 0) & (attention_mask != 1)).any()
     if low < 0 or high > 1 or has_fractions:
         raise ValueError(
             f"`attention_mask` must hold 1 at tokens and 0 at padding, got {attention_mask.unique().tolist()[:8]}."
         )
-    if shortest == 0:
-        empty = (lengths == 0).nonzero().flatten().tolist()
+    if lengths[0] == 0:
+        empty = (~attention_mask.bool()).all(dim=1).nonzero().flatten().tolist()
         raise ValueError(
             f"`attention_mask` is 0 everywhere in row(s) {empty[:8]}: each row needs at "
             "least one token, because an empty sequence has no state. Remove these rows from the batch."
         )
-    return Tokens(is_token, lengths, shortest, longest)
 
 
 def _begins(is_token: Tensor, position_ids: Tensor | None, seq_idx: Tensor | None) -> Tensor:

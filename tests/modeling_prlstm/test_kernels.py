@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMModel
-from modeling_prlstm.composer import choose_backend
+from modeling_prlstm.composer import arithmetic_of, choose_backend
 
 from .reference import relative_error
 
@@ -127,6 +127,26 @@ def test_vocabularies(backend, vocab_size):
     arguments = batch_of(9, batch=7) * (vocab_size // 5), None, False
     expected = states_and_gradients(model, "eager", *arguments)
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 5), (2, 1500)])
+@pytest.mark.parametrize("missing", [None, 0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_survey(shape, missing, dtype):
+    """Of batches with wrong values here and there, and views of larger ones."""
+    generator = torch.Generator().manual_seed(shape[0])
+    ids = torch.randint(-3, 9, shape[::-1], generator=generator).t()
+    mask = torch.randint(0, 3, (2 * shape[0], shape[1]), generator=generator).to(dtype)[::2]
+    labels = torch.randint(-100, 5, shape, generator=generator)
+    parts = [None if number == missing else part for number, part in enumerate((ids, mask, labels))]
+    expected = arithmetic_of("fused").survey(*parts)
+    on_device = [None if part is None else part.to(DEVICE["triton"]) for part in parts]
+    found = arithmetic_of("triton").survey(*on_device)
+    for name, bounds in expected._asdict().items():
+        if bounds is not None and name != "lengths":
+            bounds = min(0, bounds[0]), max(0, bounds[1])
+        assert getattr(found, name) == bounds, name
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")

@@ -158,8 +158,12 @@ class PRLSTMComposer(nn.Module):
 
     def backend(self) -> str:
         """The backend that composes token ids; see `choose_backend`."""
-        weight = self.leaf.weight
-        return choose_backend(self.config, weight.device, _product_dtype(weight), self.merge.acts_alone())
+        return choose_backend(self.config, self.leaf.weight.device, self.product_dtype, self.merge.acts_alone())
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """That of the leaves' products and the hidden states."""
+        return _product_dtype(self.leaf.weight)
 
     def composition(
         self, backend: str, shape: tuple[int, int], of_ids: bool, each_length: bool, every_prefix: bool

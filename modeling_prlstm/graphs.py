@@ -80,12 +80,14 @@ class Function(NamedTuple):
         parameters: tensors that a graph reads where they are; its inputs are copied to it.
         depends_on: what else decides what it does; with the shapes of its tensors, it tells one graph from another.
         size: bytes of the buffers that it needs, about, with those of its backward if there will be one.
+        gives_loss: whether the first result is a loss, which a backward will start from, and from nothing else.
     """
 
     call: Callable[..., tuple[Tensor, ...]]
     parameters: tuple[Tensor, ...]
     depends_on: Hashable
     size: int
+    gives_loss: bool = False
 
 
 def differentiate(results: Sequence[Tensor], of_results: Tensors, tensors: Tensors) -> list[Tensor | None]:
@@ -102,60 +104,83 @@ def _alias(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
 
 
+def capture(
+    work: Callable[[], list[Tensor]], stream: torch.cuda.Stream, pool: Any = None
+) -> tuple[list[Tensor], torch.cuda.CUDAGraph]:
+    """A graph of what `work` does, and the tensors that it gives then and at each replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+        results = work()
+    return results, graph
+
+
+@contextmanager
+def _rehearsal(stream: torch.cuda.Stream) -> Iterator[None]:
+    """What is to be captured must run once before: it starts libraries, which a capture cannot."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), _within(_rehearsed):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
 class Graph:
-    """A function whose forward, and backward if it is `differentiable`, are CUDA graphs.
+    """A function whose forward, and backward if it is `differentiable`, are CUDA graphs, or one for both.
 
     Args:
         function: see `Function`.
         inputs: tensors like those of every call.
         differentiable: whether there will be a backward.
+        joined: whether the forward also makes the gradients, of a loss. A backward then has next to nothing to do;
+            another one than of the loss alone it cannot do.
     """
 
-    def __init__(self, function: Function, inputs: Tensors, differentiable: bool):
+    def __init__(self, function: Function, inputs: Tensors, differentiable: bool, joined: bool):
         self.size, self.used = function.size, 0  # `Graphs.runs` when it was used last
+        self.joined, self.misused = joined, False  # whether another backward came, or none
         self.inputs = [None if tensor is None else _alias(tensor.clone()) for tensor in inputs]
         self.claimed: Callable[[], Claim | None] = lambda: None
         self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
         self.stream = torch.cuda.current_stream()  # where they were used last
+        tensors = *self.inputs, *map(_alias, function.parameters)
+        attached: Sequence[Tensor] = ()
+
+        def forward() -> list[Tensor]:
+            nonlocal attached
+            attached = function.call(*tensors)
+            return [result.detach() for result in attached]
+
+        def backward() -> list[Tensor]:
+            return self._flatten(differentiate(attached, self.of_results, tensors))
+
         stream = capture_stream(torch.device("cuda", torch.cuda.current_device()))
         with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused():
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream), _within(_rehearsed):  # starts libraries, which a capture cannot
-                tensors = *self.inputs, *map(_alias, function.parameters)
-                results = function.call(*tensors)
+            with _rehearsal(stream):
+                first, *others = forward()
                 if differentiable:
-                    differentiate(results, [torch.zeros_like(result) for result in results], tensors)
-            del results
-            torch.cuda.current_stream().wait_stream(stream)
-            self._capture(function.call, tensors, differentiable, stream)
+                    self.of_results: list[Tensor | None] = [torch.zeros_like(result) for result in (first, *others)]
+                    if joined:
+                        self.of_results = [torch.ones_like(first), *(None for _ in others)]
+                    backward()
+            if joined:
+                made, self.forward_graph = capture(lambda: [*forward(), *backward()], stream)
+                self.results, self.gradients = made[: 1 + len(others)], made[1 + len(others) :]
+            else:
+                self.results, self.forward_graph = capture(forward, stream)
+                if differentiable:
+                    self.arrived = [False for _ in self.results]  # whether `of_results` are not zeros
+                    pool = self.forward_graph.pool()
+                    self.gradients, self.backward_graph = capture(backward, stream, pool)
 
-    def _capture(
-        self,
-        call: Callable[..., tuple[Tensor, ...]],
-        tensors: Tensors,
-        differentiable: bool,
-        stream: torch.cuda.Stream,
-    ) -> None:
-        self.forward_graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward_graph, stream=stream, capture_error_mode="thread_local"):
-            results = call(*tensors)
-        self.results = [result.detach() for result in results]
-        if not differentiable:
-            return
-        self.of_results = [torch.zeros_like(result) for result in self.results]
-        self.arrived = [False for _ in results]  # whether these are not zeros
-        self.backward_graph = torch.cuda.CUDAGraph()
-        pool = self.forward_graph.pool()
-        with torch.cuda.graph(self.backward_graph, pool, stream, capture_error_mode="thread_local"):
-            found = differentiate(results, self.of_results, tensors)
-            self.count = len(found)
-            self.gradients = []  # all of one dtype as one tensor, which one launch copies
-            for dtype in {part.dtype for part in found if part is not None}:
-                parts = [
-                    (number, part) for number, part in enumerate(found) if part is not None and part.dtype == dtype
-                ]
-                flat = torch.cat([part.flatten() for _, part in parts])
-                self.gradients.append((flat, [(number, part.shape) for number, part in parts]))
+    def _flatten(self, gradients: list[Tensor | None]) -> list[Tensor]:
+        """All of one dtype as one tensor, which one launch copies."""
+        self.count = len(gradients)
+        self.places: list[list[tuple[int, torch.Size]]] = []
+        flat = []
+        for dtype in {part.dtype for part in gradients if part is not None}:
+            parts = [(n, part) for n, part in enumerate(gradients) if part is not None and part.dtype == dtype]
+            self.places.append([(n, part.shape) for n, part in parts])
+            flat.append(torch.cat([part.flatten() for _, part in parts]))
+        return flat
 
     @property
     def busy(self) -> bool:
@@ -176,21 +201,33 @@ class Graph:
             self.forward_graph.replay()
             return tuple(result.clone() for result in self.results)
 
+    def can_go_back(self, of_results: Tensors) -> bool:
+        """Whether it has a backward of these gradients of its results."""
+        if self.joined:
+            of_loss, *others = of_results
+            self.misused |= of_loss is None or any(gradient is not None for gradient in others)
+        return not (self.joined and self.misused)
+
     def backward(self, of_results: Tensors) -> list[Tensor | None]:
         """The gradients of the last forward's inputs and of the parameters; see `differentiate`."""
         with self._alone():
-            _copy(of_results, self.of_results)
-            for number, gradient in enumerate(of_results):
-                if gradient is None and self.arrived[number]:
-                    self.of_results[number].zero_()
-                self.arrived[number] = gradient is not None
-            self.backward_graph.replay()
-            copies = [flat.clone() for flat, _ in self.gradients]
+            if self.joined:
+                of_loss = of_results[0]
+                assert of_loss is not None
+                flat = [part * of_loss for part in self.gradients]
+            else:
+                _copy(of_results, self.of_results)
+                for number, gradient in enumerate(of_results):
+                    own = self.of_results[number]
+                    if gradient is None and self.arrived[number] and own is not None:
+                        own.zero_()
+                    self.arrived[number] = gradient is not None
+                self.backward_graph.replay()
+                flat = [part.clone() for part in self.gradients]
         gradients: list[Tensor | None] = [None] * self.count
-        for copied, (_, places) in zip(copies, self.gradients, strict=True):
-            parts = copied.split([shape.numel() for _, shape in places])
-            for (number, shape), part in zip(places, parts, strict=True):
-                gradients[number] = part.view(shape)
+        for part, places in zip(flat, self.places, strict=True):
+            for (number, shape), piece in zip(places, part.split([shape.numel() for _, shape in places]), strict=True):
+                gradients[number] = piece.view(shape)
         return gradients
 
     @contextmanager
@@ -222,6 +259,10 @@ class Claim:
         self.graph = None
         return gradients
 
+    def __del__(self) -> None:
+        if self.graph is not None:
+            self.graph.misused = True
+
 
 class _Replay(torch.autograd.Function):
     """A graph with its backward."""
@@ -238,9 +279,9 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *of_results: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # raises if one was changed since
         with torch.cuda.device_of(next(part for part in of_results if part is not None)):
-            if ctx.claim.graph is not None:
+            if ctx.claim.graph is not None and ctx.claim.graph.can_go_back(of_results):
                 return None, None, *ctx.claim.backward(of_results)
-            # A second backward: of the first one's graph nothing is left.
+            # A second backward, of the first one's graph nothing is left; or one that the graph does not have.
             with torch.enable_grad(), casting_anew(ctx.dtype), paused():
                 tensors = [*map(_alias, saved)]
                 return None, None, *differentiate(ctx.function.call(*tensors), of_results, tensors)
@@ -290,11 +331,13 @@ class Graphs:
         key = function.depends_on, differentiable, state, shapes, places
         self.runs += 1
         graph = self.graphs.get(key)
-        if graph is None:
-            if not (self._came_before(key) and self._make_room(function.size)):
-                return None
+        if graph is None and not (self._came_before(key) and self._make_room(function.size)):
+            return None
+        if graph is None or (graph.joined and graph.misused and not graph.busy):
+            joined = graph is None and differentiable and function.gives_loss
+            self.graphs.pop(key, None)
             with torch.inference_mode(False):  # whose buffers would be of use there alone
-                graph = self.graphs[key] = Graph(function, inputs, differentiable)
+                graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)
         graph.used = self.runs
         self.graphs.move_to_end(key)
         return graph

@@ -241,7 +241,9 @@ class _Classifier(PRLSTMPreTrainedModel):
 
         depends_on = self.training, composer.merge.gradient_checkpointing, problem_type, *tensors
         size = how.size(self.config.hidden_size, torch.is_grad_enabled())
-        function = Function(call, tuple(parameters.values()), depends_on, size)
+        # Gradients in float16 must be made of a scaled loss.
+        gives_loss = self.training and "labels" in tensors and composer.product_dtype != torch.float16
+        function = Function(call, tuple(parameters.values()), depends_on, size, gives_loss)
         *loss, logits = composer.graphs.run(function, *tensors.values())
         return loss[0] if loss else None, logits, None
 

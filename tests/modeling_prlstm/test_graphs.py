@@ -4,6 +4,7 @@ Where there is no GPU a stand-in computes what a graph would replay, from buffer
 tests who gets which graph when, and the way of the values and gradients to it and back.
 """
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -32,32 +33,38 @@ def gpu_of(memory):
     return lambda device=None: SimpleNamespace(total_memory=memory, major=9, minor=0)
 
 
-class StandIn(graphs.Graph):
-    """Computes on its buffers what a graph would."""
+class StandIn:
+    """Does again what a graph would replay."""
 
-    def __init__(self, function, inputs, differentiable):
-        self.function, self.differentiable = function, differentiable
-        self.size, self.used, self.claimed = function.size, 0, lambda: None
-        self.inputs = [None if part is None else graphs._alias(part.clone()) for part in inputs]
-        self.tensors = *self.inputs, *map(graphs._alias, function.parameters)
+    def __init__(self, work):
+        with graphs._within(graphs._rehearsed):
+            self.work, self.results = work, work()
+        self.state = torch.is_grad_enabled()
 
-    def forward(self, inputs):
+    def pool(self):
+        return None
+
+    def replay(self):
+        with torch.set_grad_enabled(self.state), graphs.paused(), graphs._within(graphs._rehearsed):
+            results = self.work()
         with torch.no_grad():
-            graphs._copy(inputs, self.inputs)
-        with torch.set_grad_enabled(self.differentiable), graphs.paused(), graphs._within(graphs._rehearsed):
-            self.results = self.function.call(*self.tensors)
-        return tuple(result.detach().clone() for result in self.results)
+            for own, new in zip(self.results, results, strict=True):
+                own.copy_(new)
 
-    def backward(self, of_results):
-        with torch.enable_grad():
-            return graphs.differentiate(self.results, of_results, self.tensors)
+
+def stand_in(work, stream, pool=None):
+    graph = StandIn(work)
+    return graph.results, graph
 
 
 @pytest.fixture
 def device(monkeypatch):
     if torch.cuda.is_available():
         return "cuda"
-    monkeypatch.setattr(graphs, "Graph", StandIn)
+    monkeypatch.setattr(graphs, "capture", stand_in)
+    monkeypatch.setattr(graphs, "_rehearsal", lambda stream: contextlib.nullcontext())
+    for name in ("current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments: None)
     for module in (graphs, composer, modeling_prlstm):
         monkeypatch.setattr(module, "can_capture", lambda device: not graphs._paused.get())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -123,7 +130,7 @@ def test_each_kind_of_batch_has_its_graph(device):
     head = PRLSTMForSequenceClassification
     model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
     for seed in range(3):
-        for mode in ("train", "eval", "no_grad", "inference_mode", "autocast"):
+        for mode in ("train", "eval", "no_grad", "inference_mode", "autocast")[: 5 if device == "cuda" else 4]:
             batch = {**batch_of(head, device, seed)}
             expected = reference(**batch_of(head, "cpu", seed)).logits
             model.train(mode == "train")
@@ -138,7 +145,7 @@ def test_each_kind_of_batch_has_its_graph(device):
             assert output.loss.requires_grad == (mode in ("train", "eval", "autocast"))
             if output.loss.requires_grad:
                 output.loss.backward()
-    assert held(model) == (4 if device == "cuda" else 3)  # the stand-in does not see a CPU's autocast
+    assert held(model) == (4 if device == "cuda" else 3)  # without gradients and in inference mode it is one
 
 
 def test_much_padding(device):
@@ -175,6 +182,39 @@ def test_forwards_before_backwards(device, head):
     # A forward without a backward gives its claim back.
     model(**batch_of(head, device))
     assert not next(iter(model.prlstm.composer.graphs.graphs.values())).busy
+
+
+@pytest.mark.parametrize("misuse", ["no backward", "of the logits", "of both"])
+def test_loss_without_its_backward(device, misuse):
+    """A graph that makes the gradients with the loss is made again in two parts where something else is wanted."""
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+
+    def graph():
+        (graph,) = model.prlstm.composer.graphs.graphs.values()
+        return graph
+
+    def gradients(one, seed):
+        one.zero_grad()
+        output = one(**batch_of(head, one.device, seed))
+        loss = 0.5 * output.loss
+        if seed > 2 and misuse != "no backward":
+            loss = output.logits.square().sum() + (loss if misuse == "of both" else 0)
+        if seed != 3 or misuse != "no backward":
+            loss.backward()
+        return {name: part.grad for name, part in one.named_parameters() if part.grad is not None}
+
+    for seed in range(6):
+        check_same(gradients(model, seed), gradients(reference, seed))
+        if seed in (1, 2):
+            assert graph().joined
+    assert not graph().joined
+    with torch.no_grad():
+        model(**batch_of(head, device))
+    model.eval()
+    for _ in range(3):
+        model(**batch_of(head, device)).loss.backward()
+    assert not any(graph.joined for graph in model.prlstm.composer.graphs.graphs.values())
 
 
 def test_second_backward(device):

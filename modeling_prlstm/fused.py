@@ -17,6 +17,9 @@ from .layout import Form, Layout, Run, Step, Table, Target
 # In place of an id that there is none of.
 NO_ID = -1
 
+# So many sums over some of the rows are kept for each gradient of a bias, before they are summed themselves.
+SUMS = 4096
+
 Pair = tuple[Tensor, Tensor]
 
 # The least and the greatest.
@@ -344,8 +347,7 @@ class Tree:
         for number in reversed(range(len(self.cells))):
             gates = kept.gates[number]
             assert gates is not None
-            sums = self.bias_sums[number].narrow(0, self.summed[number], self.arithmetic.sums(count, self.like.dtype))
-            self.summed[number] += len(sums)
+            sums = self._room_for_sums(number, self.arithmetic.sums(count, self.like.dtype))
             into: Pair
             if number:
                 cell = kept.between[number - 1][1][rows, None]
@@ -361,6 +363,15 @@ class Tree:
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
         if not self.keep:  # what the next part computes again goes to the same buffers
             self._multiply_slopes(kept, part.first, first, count)
+
+    def _room_for_sums(self, number: int, count: int) -> Tensor:
+        """The place for `count` more sums of a cell's slopes; where there is none, those before become one."""
+        sums, before = self.bias_sums[number], self.summed[number]
+        if before + count > len(sums):
+            sums[0] = self.arithmetic.total(sums[:before])
+            before = 1
+        self.summed[number] = before + count
+        return sums[before : before + count]
 
     weight_gradients: list[Tensor]  # by cell; none at first
 
@@ -436,7 +447,8 @@ class Tree:
         self.slopes = [self.arithmetic.slopes(part, self.like.dtype) for part in gates if part is not None]
         self.weight_gradients = []
         parts = [part for parts in self.parts.values() for part in parts]
-        count = sum(self.arithmetic.sums(part.rows, self.like.dtype) for part in parts)
+        counts = [self.arithmetic.sums(part.rows, self.like.dtype) for part in parts]
+        count = min(sum(counts), max(SUMS, 1 + max(counts, default=0)))
         self.bias_sums = [self.like.new_empty(count, len(bias), dtype=self.wide) for _, bias in self.cells]
         self.summed = [0] * len(self.cells)  # how many of them there are by now
 
@@ -445,8 +457,8 @@ class Tree:
             self._multiply_slopes(self.kept, 0, 0, self.layout.rows)
         weights = self.weight_gradients or [torch.zeros_like(weight.values) for weight, _ in self.cells]
         gradients = []
-        for weight, sums, (_, bias) in zip(weights, self.bias_sums, self.cells, strict=True):
-            gradients += [weight.to(bias.dtype), self.arithmetic.total(sums).to(bias.dtype)]
+        for weight, sums, count, (_, bias) in zip(weights, self.bias_sums, self.summed, self.cells, strict=True):
+            gradients += [weight.to(bias.dtype), self.arithmetic.total(sums[:count]).to(bias.dtype)]
         return gradients
 
 

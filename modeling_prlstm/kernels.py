@@ -434,7 +434,7 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int, precision:
     size = gradient[0].shape[-1]
     padded = max(16, triton.next_power_of_2(count))
     columns = min(64 if padded <= 64 else 32, max(16, triton.next_power_of_2(size)))
-    parts = min(128, triton.cdiv(batch * length, 64))
+    parts = min(128, 8192 // padded, triton.cdiv(batch * length, 64))
     sums = gradient[1].new_empty(parts, 2, count, size)
     _sum_by_id[(parts, triton.cdiv(size, columns), 2)](
         ids,

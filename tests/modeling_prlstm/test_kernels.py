@@ -111,8 +111,10 @@ def test_sizes_and_dtypes(backend, dtype, hidden_size, every_prefix):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_rows(backend):
-    """More rows than one program of a kernel, or one part of the CPU path, takes."""
+@pytest.mark.parametrize("sums", [4096, 1])
+def test_many_rows(backend, sums, monkeypatch):
+    """More rows than one program of a kernel, or one part of the CPU path, takes; sums in need of room."""
+    monkeypatch.setattr("modeling_prlstm.fused.SUMS", sums)
     model = model_of()
     arguments = batch_of(25, batch=29), None, False
     expected = states_and_gradients(model, "eager", *arguments)

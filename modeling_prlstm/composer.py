@@ -45,8 +45,13 @@ def acts_alone(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     If not, an adapter as LoRA's stands in its place, or a hook or offloading takes part: only a call has their effect.
     """
+    return type(module).forward is kind.forward and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of `module` does more than its `forward`."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module).forward is kind.forward and "forward" not in module.__dict__ and not hooks
+    return bool(hooks) or module._compiled_call_impl is not None or nn.modules.module._has_any_global_hook()
 
 
 def call(layer: nn.Linear, inputs: Tensor, rows: slice | None = None) -> Tensor:
@@ -141,20 +146,37 @@ class PRLSTMComposer(nn.Module):
         weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, layer.bias))
         batch, length = (product if ids is None else ids).shape[:2]
         count = None if ids is None else len(product)
-        how = self._composition(backend, (batch, length), count, lengths is not None, every_prefix)
+        how = self.composition(backend, (batch, length), count, lengths is not None, every_prefix)
         if not (can_capture(product.device) and how.can_capture):
             return compose(how, ids, product, lengths, *weights)
+
+        def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return (compose(how, *inputs),)
+
         size = how.size(self.config.hidden_size, torch.is_grad_enabled())
-        function = Function(lambda *inputs: (compose(how, *inputs),), (), (backend, how[1:]), size)
+        function = Function(call, (), lambda parameters: call, (backend, how[1:]), size)
         return self.graphs.run(function, ids, product, lengths, *weights)[0]
 
-    def _composition(
+    def composition(
         self, backend: str, shape: tuple[int, int], ids: int | None, each_length: bool, every_prefix: bool
     ) -> Composition:
-        """How a fused path composes a batch of the `shape` [B, T], of `ids` ids, rows of their own lengths or not."""
+        """How a fused `backend` composes a batch.
+
+        Args:
+            backend: its name.
+            shape: of the batch [B, T].
+            ids: how many its tokens have, each with a leaf of its own; None: there is a leaf for every token.
+            each_length: whether its rows have lengths of their own.
+            every_prefix: as in `forward`.
+        """
         form: Form = "every" if every_prefix else "each" if each_length else "whole"
         checkpoint = self.training and self.merge.gradient_checkpointing
         return Composition(arithmetic_of(backend), form, *shape, ids, checkpoint)
+
+    @property
+    def ids(self) -> int | None:
+        """How many ids there are, if few: of these, every id's leaf is computed once."""
+        return self.config.vocab_size if self.config.vocab_size <= SMALL_VOCABULARY else None
 
     def backend(self) -> str:
         """The backend that composes token ids; see `choose_backend`."""
@@ -164,21 +186,6 @@ class PRLSTMComposer(nn.Module):
     def product_dtype(self) -> torch.dtype:
         """That of the leaves' products and the hidden states."""
         return _product_dtype(self.leaf.weight)
-
-    def composition(
-        self, backend: str, shape: tuple[int, int], of_ids: bool, each_length: bool, every_prefix: bool
-    ) -> Composition:
-        """How a fused `backend` composes a batch.
-
-        Args:
-            backend: its name.
-            shape: of the batch [B, T].
-            of_ids: whether it has token ids, or else embeddings.
-            each_length: whether its rows have lengths of their own.
-            every_prefix: as in `forward`.
-        """
-        ids = self.config.vocab_size if of_ids and self.config.vocab_size <= SMALL_VOCABULARY else None
-        return self._composition(backend, shape, ids, each_length, every_prefix)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.
@@ -222,7 +229,7 @@ class PRLSTMComposer(nn.Module):
         vocab_size, embed = self.config.vocab_size, self.embed_tokens
         # What else takes part, as NEFTune's noise, is meant for every token.
         alone = acts_alone(self.leaf, nn.Linear) and (embed is None or acts_alone(embed, nn.Embedding))
-        small = alone and vocab_size <= SMALL_VOCABULARY
+        small = alone and self.ids is not None
         if embed is not None:
             product = self.leaf(embed(torch.arange(vocab_size, device=inputs.device) if small else inputs))
         elif alone:  # W_leaf times a one-hot vector is a column of W_leaf

@@ -30,10 +30,10 @@ class Survey(NamedTuple):
     """What there is to check of a batch's values.
 
     Attributes:
-        ids: their bounds. As those of the others they hold 0, which is always right; None: they were not looked at.
-        mask: its values'.
+        ids: their bounds, or with 0, which is always right, between them; None: they were not looked at.
+        mask: likewise.
         lengths: of the numbers of tokens in the mask's rows.
-        labels: theirs.
+        labels: like ids. -100, where there is none, counts as 0.
     """
 
     ids: Bounds | None

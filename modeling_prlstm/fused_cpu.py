@@ -31,6 +31,7 @@ class TorchArithmetic:
     def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
         """See `Arithmetic`."""
         lengths = None if mask is None else (mask != 0).sum(dim=1)
+        labels = None if labels is None else labels.masked_fill(labels == -100, 0)
         parts = ids, None if mask is None else mask.long(), lengths, labels
         bounds = [bound.long() for part in parts if part is not None for bound in part.aminmax()]
         found = iter(torch.stack(bounds).tolist() if bounds else [])

@@ -67,6 +67,11 @@ def autocast_dtype() -> torch.dtype | None:
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
+def _apart() -> torch.autograd.graph.saved_tensors_hooks:
+    """Keep what others do with tensors that autograd saves, as checkpointing around a model does, from a graph's."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
 def casting_anew(dtype: torch.dtype | None) -> torch.autocast:
     """Autocast to `dtype`, if any, that keeps no weights as they were cast: a graph must cast them each time."""
     return torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
@@ -76,15 +81,17 @@ class Function(NamedTuple):
     """What becomes a graph.
 
     Attributes:
-        call: gives tensors, of inputs, which may be None, and parameters.
-        parameters: tensors that a graph reads where they are; its inputs are copied to it.
+        call: gives tensors, of inputs, which may be None.
+        parameters: tensors that it reads besides. A graph reads them where they are; its inputs are copied to it.
+        rebind: gives `call` with other tensors in the place of the `parameters`.
         depends_on: what else decides what it does; with the shapes of its tensors, it tells one graph from another.
         size: bytes of the buffers that it needs, about, with those of its backward if there will be one.
-        gives_loss: whether the first result is a loss, which a backward will start from, and from nothing else.
+        gives_loss: whether the first result is a loss, from which alone a backward will probably start.
     """
 
     call: Callable[..., tuple[Tensor, ...]]
     parameters: tuple[Tensor, ...]
+    rebind: Callable[[Sequence[Tensor]], Callable[..., tuple[Tensor, ...]]]
     depends_on: Hashable
     size: int
     gives_loss: bool = False
@@ -92,16 +99,22 @@ class Function(NamedTuple):
 
 def differentiate(results: Sequence[Tensor], of_results: Tensors, tensors: Tensors) -> list[Tensor | None]:
     """The gradients of `tensors`, of those of the `results` made of them; None where there is none."""
+    pairs = [
+        (result, gradient)
+        for result, gradient in zip(results, of_results, strict=True)
+        if gradient is not None and result.requires_grad
+    ]
+    if not pairs:
+        return [None for _ in tensors]
     wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
-    given = [number for number, gradient in enumerate(of_results) if gradient is not None]
-    arrived = [results[number] for number in given], wanted, [of_results[number] for number in given]
-    found = iter(torch.autograd.grad(*arrived, allow_unused=True))
+    outputs, gradients = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors]
 
 
-def _alias(tensor: Tensor | None) -> Tensor | None:
-    """The same values, with a gradient of its own: of its history, hooks and streams no one knows here."""
-    return None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
+def _leaf(tensor: Tensor, differentiable: bool = True) -> Tensor:
+    """A leaf of its own for autograd, on the same memory: without the tensor's hooks and the streams that it knows."""
+    return tensor.detach().requires_grad_(tensor.requires_grad) if differentiable else tensor.detach()
 
 
 def capture(
@@ -136,32 +149,34 @@ class Graph:
 
     def __init__(self, function: Function, inputs: Tensors, differentiable: bool, joined: bool):
         self.size, self.used = function.size, 0  # `Graphs.runs` when it was used last
-        self.joined, self.misused = joined, False  # whether another backward came, or none
-        self.inputs = [None if tensor is None else _alias(tensor.clone()) for tensor in inputs]
+        self.misused = False  # whether joined, and another backward came, or none
+        self.inputs = [None if part is None else _leaf(part.clone(), differentiable) for part in inputs]
         self.claimed: Callable[[], Claim | None] = lambda: None
         self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
         self.stream = torch.cuda.current_stream()  # where they were used last
-        tensors = *self.inputs, *map(_alias, function.parameters)
+        parameters = [_leaf(parameter, differentiable) for parameter in function.parameters]
+        call = function.rebind(parameters)
         attached: Sequence[Tensor] = ()
 
         def forward() -> list[Tensor]:
             nonlocal attached
-            attached = function.call(*tensors)
+            attached = call(*self.inputs)
             return [result.detach() for result in attached]
 
         def backward() -> list[Tensor]:
-            return self._flatten(differentiate(attached, self.of_results, tensors))
+            return self._flatten(differentiate(attached, self.of_results, (*self.inputs, *parameters)))
 
         stream = capture_stream(torch.device("cuda", torch.cuda.current_device()))
-        with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused():
+        with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused(), _apart():
             with _rehearsal(stream):
                 first, *others = forward()
+                self.joined = joined and first.numel() == 1
                 if differentiable:
                     self.of_results: list[Tensor | None] = [torch.zeros_like(result) for result in (first, *others)]
-                    if joined:
+                    if self.joined:
                         self.of_results = [torch.ones_like(first), *(None for _ in others)]
                     backward()
-            if joined:
+            if self.joined:
                 made, self.forward_graph = capture(lambda: [*forward(), *backward()], stream)
                 self.results, self.gradients = made[: 1 + len(others)], made[1 + len(others) :]
             else:
@@ -203,10 +218,10 @@ class Graph:
 
     def can_go_back(self, of_results: Tensors) -> bool:
         """Whether it has a backward of these gradients of its results."""
-        if self.joined:
-            of_loss, *others = of_results
-            self.misused |= of_loss is None or any(gradient is not None for gradient in others)
-        return not (self.joined and self.misused)
+        of_loss, *others = of_results
+        if self.joined and (of_loss is None or any(gradient is not None for gradient in others)):
+            self.misused = True
+        return not self.misused
 
     def backward(self, of_results: Tensors) -> list[Tensor | None]:
         """The gradients of the last forward's inputs and of the parameters; see `differentiate`."""
@@ -214,7 +229,7 @@ class Graph:
             if self.joined:
                 of_loss = of_results[0]
                 assert of_loss is not None
-                flat = [part * of_loss for part in self.gradients]
+                flat = [part * of_loss.reshape(()) for part in self.gradients]
             else:
                 _copy(of_results, self.of_results)
                 for number, gradient in enumerate(of_results):
@@ -261,7 +276,7 @@ class Claim:
 
     def __del__(self) -> None:
         if self.graph is not None:
-            self.graph.misused = True
+            self.graph.misused = self.graph.joined
 
 
 class _Replay(torch.autograd.Function):
@@ -278,13 +293,17 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *of_results: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # raises if one was changed since
+        if all(gradient is None for gradient in of_results):
+            return None, None, *(None for _ in saved)
         with torch.cuda.device_of(next(part for part in of_results if part is not None)):
             if ctx.claim.graph is not None and ctx.claim.graph.can_go_back(of_results):
                 return None, None, *ctx.claim.backward(of_results)
             # A second backward, of the first one's graph nothing is left; or one that the graph does not have.
-            with torch.enable_grad(), casting_anew(ctx.dtype), paused():
-                tensors = [*map(_alias, saved)]
-                return None, None, *differentiate(ctx.function.call(*tensors), of_results, tensors)
+            with torch.enable_grad(), casting_anew(ctx.dtype), paused(), _apart():
+                tensors = [None if tensor is None else _leaf(tensor) for tensor in saved]
+                count = len(saved) - len(ctx.function.parameters)
+                results = ctx.function.rebind(tensors[count:])(*tensors[:count])
+                return None, None, *differentiate(results, of_results, tensors)
 
 
 class Graphs:
@@ -319,23 +338,28 @@ class Graphs:
                 claim = graph.claim() if graph is not None and differentiable and not busy else None
             if graph is None:
                 with paused():  # there is no graph of a part where one of all is to come
-                    return function.call(*tensors)
+                    return function.call(*inputs)
             if claim is not None:
                 return _Replay.apply(claim, function, *tensors)
-            return function.call(*tensors) if busy else graph.forward(inputs)
+            return function.call(*inputs) if busy else graph.forward(inputs)
 
     def _get(self, function: Function, inputs: Tensors, differentiable: bool) -> Graph | None:
         shapes = tuple(None if part is None else (part.shape, part.dtype, part.requires_grad) for part in inputs)
-        places = tuple((part.data_ptr(), part.shape, part.dtype, part.requires_grad) for part in function.parameters)
+        places = tuple(
+            (part.data_ptr(), part.shape, part.stride(), part.dtype, part.requires_grad)
+            for part in function.parameters
+        )
         state = torch.cuda.current_device(), torch.backends.cuda.matmul.fp32_precision, autocast_dtype()
         key = function.depends_on, differentiable, state, shapes, places
         self.runs += 1
         graph = self.graphs.get(key)
-        if graph is None and not (self._came_before(key) and self._make_room(function.size)):
-            return None
-        if graph is None or (graph.joined and graph.misused and not graph.busy):
-            joined = graph is None and differentiable and function.gives_loss
-            self.graphs.pop(key, None)
+        joined = function.gives_loss and differentiable
+        if graph is not None and graph.misused and not graph.busy:
+            graph, joined = None, False
+            del self.graphs[key]  # its buffers go before there are others
+        if graph is None:
+            if not (self._came_before(key) and self._make_room(function.size)):
+                return None
             with torch.inference_mode(False):  # whose buffers would be of use there alone
                 graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)
         graph.used = self.runs

@@ -101,7 +101,8 @@ class TritonArithmetic:
         found = given[0].new_empty(programs, 8, dtype=torch.int64)
         strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
         flat = None if labels is None else labels.flatten()
-        _survey[(programs,)](ids, mask, flat, found, batch, length, *strides, count, BLOCK=1024)
+        with torch.cuda.device_of(found):
+            _survey[(programs,)](ids, mask, flat, found, batch, length, *strides, count, BLOCK=1024)
         lows_and_highs = [*zip(*found.tolist(), strict=True)]
         bounds = [
             None if part is None else (min(lows), max(highs))
@@ -544,6 +545,7 @@ def _survey(
     if labels_ptr is not None:
         for start in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
             labels = tl.load(labels_ptr + start + places, mask=start + places < count, other=0).to(tl.int64)
+            labels = tl.where(labels == -100, 0, labels)
             labels_low = tl.minimum(labels_low, labels)
             labels_high = tl.maximum(labels_high, labels)
     found_at = found_ptr + tl.program_id(0) * 8

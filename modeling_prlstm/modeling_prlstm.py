@@ -1,13 +1,14 @@
 """PR-LSTM models: the tree composer as transformers' `PreTrainedModel`s, with their heads and losses."""
 
+import copy
 import math
 import os
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.loss.loss_utils import ForTokenClassification
@@ -20,7 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .checks import check_classes, check_labels, checked_inputs
-from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of
+from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of, has_hooks
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds
 from .graphs import Function, can_capture
@@ -179,10 +180,32 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
 
 # What a CUDA graph of a whole model takes in, and the layers that it may have: of others it is not known what they do.
 IN_GRAPH = {"input_ids", "attention_mask", "inputs_embeds", "labels", "num_items_in_batch"}
-LAYERS = {
+IN_LAYERS = {
     *(PRLSTMModel, PRLSTMComposer, PRLSTMMerge, PRLSTMBinary),
     *(nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList),
 }
+
+
+class Layers(NamedTuple):
+    """Those of a model with a head."""
+
+    prlstm: PRLSTMModel
+    dropout: nn.Dropout
+    classifier: nn.Linear
+
+
+class Batch(NamedTuple):
+    """A batch after its checks.
+
+    Attributes:
+        tensors: the arguments of `forward`, without a mask that hides nothing.
+        shape: (B, T).
+        problem_type: that of the labels, where there are several.
+    """
+
+    tensors: dict[str, Tensor]
+    shape: tuple[int, int]
+    problem_type: str | None
 
 
 class _Classifier(PRLSTMPreTrainedModel):
@@ -200,11 +223,10 @@ class _Classifier(PRLSTMPreTrainedModel):
         self.prlstm = PRLSTMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.loss_function = self.own_loss
         self.post_init()
 
-    def _classify(self, **arguments: Any) -> Classified:
-        """Loss, logits and hidden states, of the arguments of `forward`."""
+    def _classify(self, layers: Layers, **arguments: Any) -> Classified:
+        """Loss, logits and hidden states by these `layers`, of the arguments of `forward`."""
         raise NotImplementedError
 
     def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
@@ -212,71 +234,73 @@ class _Classifier(PRLSTMPreTrainedModel):
         raise NotImplementedError
 
     def _run(self, **arguments: Any) -> Classified:
-        """What `_classify` gives: after the arguments' checks as one CUDA graph, where that can be."""
-        if torch.compiler.is_compiling() or not can_capture(self.classifier.weight.device):
-            return self._classify(**arguments)
+        """What `_classify` gives, of `forward`'s arguments: by one CUDA graph, after their checks, where it can."""
+        layers = Layers(self.prlstm, self.dropout, self.classifier)
+        tensors = {} if torch.compiler.is_compiling() else self._tensors_alone(arguments)
+        parameters = self._parameters_alone(layers, tensors)
+        if parameters is None:
+            return self._classify(layers, **arguments)
         composer, backend = self.prlstm.composer, self.prlstm.composer.backend()
-        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-        options = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
-        options.setdefault("output_hidden_states", self.config.output_hidden_states)
-        parameters = dict(self.named_parameters(prefix="model"))
-        if backend == "eager" or not self._is_all(tensors, options, [*parameters.values()]):
-            return self._classify(**arguments)
-        checked = self._check(tensors, arithmetic_of(backend))
-        if checked is None:
-            return self._classify(**arguments)
-        batch, length, problem_type = checked
-        mask = tensors.get("attention_mask")
-        how = composer.composition(
-            backend, (batch, length), "input_ids" in tensors, mask is not None, self.every_prefix
-        )
+        batch = None if backend == "eager" else self._checked(tensors, arithmetic_of(backend))
+        if batch is None:
+            return self._classify(layers, **arguments)
+        ids = composer.ids if "input_ids" in batch.tensors else None
+        each_length = "attention_mask" in batch.tensors
+        how = composer.composition(backend, batch.shape, ids, each_length, self.every_prefix)
         if not how.can_capture:
-            return self._classify(**arguments)
+            return self._classify(layers, **arguments)
 
-        def call(*given: Tensor) -> tuple[Tensor, ...]:
-            inputs = dict(zip(tensors, given[: len(tensors)], strict=True))
-            replaced = dict(zip(parameters, given[len(tensors) :], strict=True))
-            loss, logits, _ = functional_call(_Classify(self), replaced, kwargs={**inputs, **options})
+        def call(layers: Layers, *inputs: Tensor) -> tuple[Tensor, ...]:
+            named = dict(zip(batch.tensors, inputs, strict=True))
+            loss, logits, _ = self._classify(layers, **named, output_hidden_states=False)
             return (logits,) if loss is None else (loss, logits)
 
-        depends_on = self.training, composer.merge.gradient_checkpointing, problem_type, *tensors
+        def rebind(others: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+            memo = {id(own): other for own, other in zip(parameters, others, strict=True)}
+            return partial(call, copy.deepcopy(layers, memo))  # the model's own may be in use by another thread
+
+        # All that decides what the graph does, besides the inputs and the parameters.
+        depends_on = type(self), self.training, backend, how[1:], batch.problem_type, *batch.tensors
         size = how.size(self.config.hidden_size, torch.is_grad_enabled())
         # Gradients in float16 must be made of a scaled loss.
         gives_loss = self.training and "labels" in tensors and composer.product_dtype != torch.float16
-        function = Function(call, tuple(parameters.values()), depends_on, size, gives_loss)
-        *loss, logits = composer.graphs.run(function, *tensors.values())
+        function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss)
+        *loss, logits = composer.graphs.run(function, *batch.tensors.values())
         return loss[0] if loss else None, logits, None
 
-    def _is_all(self, tensors: dict[str, Tensor], options: dict[str, Any], parameters: list[nn.Parameter]) -> bool:
-        """Whether these, all on one GPU, decide what `_classify` does, and nothing else."""
-        device = self.classifier.weight.device
-        return (
-            tensors.keys() <= IN_GRAPH
-            and all(value is False for value in options.values())
-            and all(part.device == device for part in (*tensors.values(), *parameters))
-            and all(type(part) is nn.Parameter for part in parameters)
-            and all(
-                type(part) in LAYERS and acts_alone(part, type(part)) for part in self.modules() if part is not self
-            )
-            and not (self.training and self.dropout.p > 0)
-            and self.loss_function is self.own_loss
-        )
+    def _tensors_alone(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
+        """Those of the arguments that are tensors, if all others are nothing and a graph takes these in; else none."""
+        arguments = {"output_hidden_states": self.config.output_hidden_states} | arguments
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        others = (value for name, value in arguments.items() if name not in tensors)
+        own_loss = "labels" not in tensors or self.loss_function is self.own_loss
+        if tensors.keys() <= IN_GRAPH and own_loss and all(value is None or value is False for value in others):
+            return tensors
+        return {}
 
-    def _check(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> tuple[int, int, str | None] | None:
-        """The batch's rows and tokens and the labels' problem type, after the checks of `forward`'s arguments.
+    def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[nn.Parameter, ...] | None:
+        """All parameters, if they and the tensors, on one GPU, decide what the layers give and nothing else does."""
+        device = next((part.device for part in tensors.values()), None)
+        if device is None or not can_capture(device) or has_hooks(self):
+            return None
+        if not all(_is_plain(module) for layer in layers for module in layer.modules()):
+            return None
+        parameters = tuple(part for layer in layers for part in layer.parameters())
+        return parameters if all(part.device == device for part in (*tensors.values(), *parameters)) else None
 
-        A mask that hides nothing is taken out of these. None for what is wrong or rare, and if a mask hides half of
-        the columns: a graph, which cannot look at it, would do twice the work.
+    def _checked(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> Batch | None:
+        """The batch, after the checks of `forward`'s arguments.
+
+        None for what is rare, or so wrong that only a look at it says why; and if a mask hides half of the columns: a
+        graph, which cannot look at it, would do twice the work.
         """
         ids, embeds, mask, labels = (
             tensors.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask", "labels")
         )
         rows = [part for part in (ids, mask) if part is not None]
-        if any(part.dim() != 2 or part.is_floating_point() or part.shape != rows[0].shape for part in rows):
+        if any(part.dim() != 2 or part.shape != rows[0].shape or not _is_countable(part) for part in rows):
             return None
-        if not all(part.numel() for part in (*rows, labels) if part is not None):
-            return None
-        survey = arithmetic.survey(ids, mask, labels if labels is not None and is_integer(labels) else None)
+        survey = arithmetic.survey(ids, mask, labels if labels is not None and _is_countable(labels) else None)
         batch, length = checked_inputs(ids, embeds, mask, self.config, survey.ids).shape[:2]
         if mask is not None and survey.mask is not None and survey.lengths is not None:
             check_mask_shape(mask, (batch, length))
@@ -285,24 +309,29 @@ class _Classifier(PRLSTMPreTrainedModel):
             if 2 * longest <= length:
                 return None
             if shortest == length:
-                del tensors["attention_mask"]
-        if labels is None:
-            return batch, length, None
-        logits = (batch, length) if self.every_prefix else (batch,)
-        problem_type = self._check_labels(labels, (*logits, self.config.num_labels), survey.labels)
-        return batch, length, problem_type
+                tensors = {name: part for name, part in tensors.items() if name != "attention_mask"}
+        problem_type = None
+        if labels is not None:
+            logits = (batch, length) if self.every_prefix else (batch,)
+            problem_type = self._check_labels(labels, (*logits, self.config.num_labels), survey.labels)
+        return Batch(tensors, (batch, length), problem_type)
 
 
-class _Classify(nn.Module):
-    """`model._classify` as the forward of a module, which can be called with other parameters."""
+def _is_countable(tensor: Tensor) -> bool:
+    return (is_integer(tensor) or tensor.dtype == torch.bool) and tensor.numel() > 0
 
-    def __init__(self, model: _Classifier):
-        super().__init__()
-        self.model = model
 
-    def forward(self, **arguments: Any) -> Classified:
-        """See `_Classifier._classify`."""
-        return self.model._classify(**arguments)
+def _is_plain(module: nn.Module) -> bool:
+    """Whether its parameters alone decide what it does, and are its parameters: not those of a replica."""
+    if type(module) not in IN_LAYERS or not acts_alone(module, type(module)):
+        return False
+    if isinstance(module, nn.Dropout):
+        return not (module.training and module.p > 0)
+    if isinstance(module, nn.Embedding):
+        return type(module.weight) is nn.Parameter and not module.sparse and module.max_norm is None
+    if isinstance(module, nn.Linear):
+        return type(module.weight) is nn.Parameter and type(module.bias) in (nn.Parameter, type(None))
+    return True
 
 
 class PRLSTMForSequenceClassification(_Classifier):
@@ -314,6 +343,10 @@ class PRLSTMForSequenceClassification(_Classifier):
 
     every_prefix = False
     own_loss = staticmethod(sequence_classification_loss)
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__(config)
+        self.loss_function = sequence_classification_loss
 
     @can_return_tuple
     def forward(
@@ -352,14 +385,15 @@ class PRLSTMForSequenceClassification(_Classifier):
 
     def _classify(
         self,
+        layers: Layers,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Classified:
-        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.pooler_output.relu()))
+        outputs = layers.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, return_dict=True, **kwargs)
+        logits = layers.classifier(layers.dropout(outputs.pooler_output.relu()))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, config=self.config, **kwargs)
@@ -416,14 +450,15 @@ class PRLSTMForTokenClassification(_Classifier):
 
     def _classify(
         self,
+        layers: Layers,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Classified:
-        outputs = self.prlstm(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state.relu()))
+        outputs = layers.prlstm(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
+        logits = layers.classifier(layers.dropout(outputs.last_hidden_state.relu()))
         loss = None
         if labels is not None:
             self._check_labels(labels, logits.shape)

@@ -183,14 +183,14 @@ class _Compose(torch.autograd.Function):
         product: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(ids, lengths, product, *weights)
+        ctx.save_for_backward(ids, product, lengths, *weights)  # as a graph of it does
         ctx.make_tree, ctx.tree = make_tree, make_tree(weights, lengths)
         return ctx.tree.forward(ids, product)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        ids, lengths, product, *weights = ctx.saved_tensors  # raises if an input was changed since
+        ids, product, lengths, *weights = ctx.saved_tensors  # raises if an input was changed since
         with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
             tree, ctx.tree = ctx.tree, None
             if tree is None:  # a second backward: of the first one's tree nothing is left

@@ -45,7 +45,7 @@ class StandIn:
         return None
 
     def replay(self):
-        with torch.set_grad_enabled(self.state), graphs.paused(), graphs._within(graphs._rehearsed):
+        with torch.set_grad_enabled(self.state), graphs.paused(), graphs._apart(), graphs._within(graphs._rehearsed):
             results = self.work()
         with torch.no_grad():
             for own, new in zip(self.results, results, strict=True):
@@ -93,7 +93,7 @@ def found_by(model, batch, weight=0.0):
     """Loss, logits and gradients, of a loss to which the logits may add."""
     model.zero_grad()
     output = model(**batch)
-    loss = output.loss + weight * output.logits.square().sum()
+    loss = output.loss + weight * output.logits.square().sum() if weight else output.loss
     loss.backward()
     gradients = {name: part.grad.clone() for name, part in model.named_parameters()}
     return {"loss": output.loss.detach(), "logits": output.logits.detach()} | gradients
@@ -305,6 +305,185 @@ def test_items_of_the_batch_and_labels_of_one_kind(device):
     assert held(model) == 1
 
 
+@pytest.fixture
+def replays(monkeypatch):
+    """What was replayed."""
+    replays, forward = [], graphs.Graph.forward
+    monkeypatch.setattr(graphs.Graph, "forward", lambda self, *inputs: replays.append(self) or forward(self, *inputs))
+    return replays
+
+
+def change_backend(model):
+    model.config.backend = "eager" if model.config.backend == "auto" else "auto"
+
+
+def change_weight(model):
+    weight = model.prlstm.composer.merge.refine[0].weight
+    weight.data = 2 * weight.data
+
+
+def change_strides(model):
+    model.classifier.weight.data = model.classifier.weight.data.t().clone().t()
+
+
+def exchange_head(model):
+    torch.manual_seed(1)
+    model.classifier = nn.Linear(4, 3, device=model.device)
+
+
+def use_plain_tensors(model):
+    weight = model.classifier.weight.detach().clone().requires_grad_()
+    del model.classifier.weight
+    model.classifier.weight = weight
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.eval(),
+        lambda model: model.eval().dropout.train(),
+        lambda model: model.prlstm.requires_grad_(False),
+        lambda model: setattr(model, "loss_function", lambda *arguments, **options: 0 * arguments[0].sum()),
+        lambda model: model.classifier.register_forward_hook(lambda *arguments: None),
+        lambda model: model.register_forward_hook(lambda *arguments: None),
+        lambda model: getattr(model, f"{CHECKPOINTING}_enable")(),
+        lambda model: setattr(model, "classifier", nn.Sequential(model.classifier)),
+        change_backend,
+        change_weight,
+        change_strides,
+        exchange_head,
+        use_plain_tensors,
+    ],
+)
+def test_no_graph_outlives_a_change(device, change, replays):
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device, classifier_dropout=0.0), model_of(head, "cpu", backend="eager")
+    batches = batch_of(head, device), batch_of(head, "cpu")
+    for _ in range(3):
+        found_by(model, batches[0])
+    assert len(replays) == 2
+    for one in (model, reference):
+        one.dropout.p = 0.9 if "dropout" in change.__code__.co_names else 0.0
+        torch.manual_seed(0)
+        change(one)
+    reference.config.backend = "eager"
+    for number in range(3):
+        found = []
+        for one, batch in zip((model, reference), batches, strict=True):
+            one.zero_grad()
+            output = one(**batch)
+            output.loss.backward()
+            found.append({"logits": output.logits.detach()})
+            found[-1] |= {name: part.grad for name, part in one.named_parameters() if part.grad is not None}
+        if not model.dropout.p:
+            check_same(*found)
+        if number == 0:
+            assert len(replays) == 2, "an old graph was replayed"
+    del replays[:]
+
+
+def test_heads_that_share_a_tree(device):
+    tokens = model_of(PRLSTMForTokenClassification, device)
+    rows = model_of(PRLSTMForSequenceClassification, device)
+    tokens.prlstm, tokens.classifier = rows.prlstm, rows.classifier
+    ids = batch_of(PRLSTMForSequenceClassification, device)["input_ids"]
+    for _ in range(3):
+        assert rows(ids).logits.shape == (4, 3)
+        torch.testing.assert_close(tokens(ids).logits[:, -1], rows(ids).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_replicas(device):
+    """Those of DataParallel have no parameters of their own: gradients go to the model's."""
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    batch = batch_of(head, device)
+    expected = found_by(model, batch)
+    for _ in range(3):
+        replica = copy.copy(model)
+        for module, name in ((replica, "prlstm"), (replica, "classifier")):
+            module._modules = dict(module._modules)
+            layer = copy.copy(getattr(module, name))
+            module._modules[name] = layer
+        layer._parameters = {}
+        layer.weight, layer.bias = (part * 1 for part in (model.classifier.weight, model.classifier.bias))
+        model.zero_grad()
+        replica(**batch).loss.backward()
+        torch.testing.assert_close(model.classifier.weight.grad, expected["classifier.weight"])
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (4,)])
+def test_items_of_odd_shapes(device, shape):
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    for seed in range(3):
+        found = []
+        for one in (model, reference):
+            one.zero_grad()
+            items = torch.full(shape, 4, device=one.device)
+            one(**batch_of(head, one.device, seed), num_items_in_batch=items).loss.sum().backward()
+            found.append({name: part.grad for name, part in one.named_parameters()})
+        check_same(*found)
+
+
+def test_odd_models(device):
+    """Parameters made in inference mode, none that needs a gradient, sparse gradients; a loss that no one wants."""
+    head = PRLSTMForSequenceClassification
+    batch = batch_of(head, device)
+    with torch.inference_mode():
+        model = model_of(head, device)
+        logits = [model(batch["input_ids"]).logits for _ in range(3)]
+    torch.testing.assert_close(logits[0], logits[2])
+    model = model_of(head, device, embedding_size=4).requires_grad_(False)
+    model.get_input_embeddings().requires_grad_(True)
+    embeds = torch.randn(4, LENGTH, 4, device=device)
+    for _ in range(3):
+        model(inputs_embeds=embeds)
+    model = model_of(head, device, embedding_size=4)
+    sparse = nn.Embedding(5, 4, sparse=True, device=device)
+    model.set_input_embeddings(sparse)
+    for _ in range(3):
+        model(**batch).loss.backward()
+
+    class Unwanted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None
+
+    model = model_of(head, device)
+    for _ in range(3):
+        Unwanted.apply(model(**batch).loss).backward()
+
+
+def test_checkpointing_around_the_model(device):
+    model = model_of(PRLSTMModel, device)
+    ids = batch_of(PRLSTMForSequenceClassification, device)["input_ids"]
+    for _ in range(3):
+        states = torch.utils.checkpoint.checkpoint(lambda: model(ids).last_hidden_state, use_reentrant=False)
+        states.sum().backward()
+
+
+def test_parameters_stay_in_place_while_a_graph_is_made(device, monkeypatch):
+    """Other threads may use the model."""
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    parameters, rehearsal, seen = [*model.parameters()], graphs._rehearsal, []
+
+    @contextlib.contextmanager
+    def look(stream):
+        with rehearsal(stream):
+            yield
+            seen.append([id(part) for part in model.parameters()] == [id(part) for part in parameters])
+
+    monkeypatch.setattr(graphs, "_rehearsal", look)
+    for _ in range(2):
+        found_by(model, batch_of(head, device))
+    assert seen == [True]
+
+
 def test_parameters_that_are_exchanged(device):
     head = PRLSTMForSequenceClassification
     model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
@@ -348,7 +527,7 @@ def test_room(device, monkeypatch):
     head = PRLSTMForSequenceClassification
     model = model_of(head, device)
     monkeypatch.setattr(graphs, "IDLE", 5)
-    size = model.prlstm.composer.composition("fused", (4, LENGTH), True, False, False).size(4, True)
+    size = model.prlstm.composer.composition("fused", (4, LENGTH), 5, False, False).size(4, True)
     memory = 1.5 * size / graphs.TOTAL_SHARE
     monkeypatch.setattr(graphs, "SHARE", graphs.TOTAL_SHARE)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(memory))

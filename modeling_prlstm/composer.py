@@ -178,10 +178,6 @@ class PRLSTMComposer(nn.Module):
         """How many ids there are, if few: of these, every id's leaf is computed once."""
         return self.config.vocab_size if self.config.vocab_size <= SMALL_VOCABULARY else None
 
-    def backend(self) -> str:
-        """The backend that composes token ids; see `choose_backend`."""
-        return choose_backend(self.config, self.leaf.weight.device, self.product_dtype, self.merge.acts_alone())
-
     @property
     def product_dtype(self) -> torch.dtype:
         """That of the leaves' products and the hidden states."""

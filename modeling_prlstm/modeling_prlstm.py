@@ -21,7 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .checks import check_classes, check_labels, checked_inputs
-from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of, has_hooks
+from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of, choose_backend, has_hooks
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds
 from .graphs import Function, can_capture
@@ -240,7 +240,8 @@ class _Classifier(PRLSTMPreTrainedModel):
         parameters = self._parameters_alone(layers, tensors)
         if parameters is None:
             return self._classify(layers, **arguments)
-        composer, backend = self.prlstm.composer, self.prlstm.composer.backend()
+        composer = self.prlstm.composer
+        backend = choose_backend(self.config, parameters[0].device, composer.product_dtype)
         batch = None if backend == "eager" else self._checked(tensors, arithmetic_of(backend))
         if batch is None:
             return self._classify(layers, **arguments)

@@ -142,7 +142,7 @@ class Graph:
     Args:
         function: see `Function`.
         inputs: tensors like those of every call.
-        differentiable: whether there will be a backward.
+        differentiable: whether there will be a backward, if the results need one.
         joined: whether the forward also makes the gradients, of a loss. A backward then has next to nothing to do;
             another one than of the loss alone it cannot do.
     """
@@ -151,7 +151,7 @@ class Graph:
         self.size, self.used = function.size, 0  # `Graphs.runs` when it was used last
         self.misused = False  # whether joined, and another backward came, or none
         self.inputs = [None if part is None else _leaf(part.clone(), differentiable) for part in inputs]
-        self.claimed: Callable[[], Claim | None] = lambda: None
+        self.claimed: Callable[[], Claim | None] = lambda: None  # the latest
         self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
         self.stream = torch.cuda.current_stream()  # where they were used last
         parameters = [_leaf(parameter, differentiable) for parameter in function.parameters]
@@ -170,8 +170,9 @@ class Graph:
         with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused(), _apart():
             with _rehearsal(stream):
                 first, *others = forward()
-                self.joined = joined and first.numel() == 1
-                if differentiable:
+                self.differentiable = any(result.requires_grad for result in attached)
+                self.joined = joined and self.differentiable and first.numel() == 1
+                if self.differentiable:
                     self.of_results: list[Tensor | None] = [torch.zeros_like(result) for result in (first, *others)]
                     if self.joined:
                         self.of_results = [torch.ones_like(first), *(None for _ in others)]
@@ -181,7 +182,7 @@ class Graph:
                 self.results, self.gradients = made[: 1 + len(others)], made[1 + len(others) :]
             else:
                 self.results, self.forward_graph = capture(forward, stream)
-                if differentiable:
+                if self.differentiable:
                     self.arrived = [False for _ in self.results]  # whether `of_results` are not zeros
                     pool = self.forward_graph.pool()
                     self.gradients, self.backward_graph = capture(backward, stream, pool)
@@ -335,7 +336,7 @@ class Graphs:
             with self.lock:
                 graph = self._get(function, inputs, differentiable)
                 busy = graph is not None and graph.busy
-                claim = graph.claim() if graph is not None and differentiable and not busy else None
+                claim = graph.claim() if graph is not None and graph.differentiable and not busy else None
             if graph is None:
                 with paused():  # there is no graph of a part where one of all is to come
                     return function.call(*inputs)

@@ -97,7 +97,7 @@ class TritonArithmetic:
         rows = ids if ids is not None else mask
         batch, length = (0, 0) if rows is None else rows.shape
         count = 0 if labels is None else labels.numel()
-        programs = min(64, max(batch, triton.cdiv(count, 1024)))
+        programs = min(64, max(triton.cdiv(batch, 8), triton.cdiv(count, 1024)))
         found = given[0].new_empty(programs, 8, dtype=torch.int64)
         strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
         flat = None if labels is None else labels.flatten()

@@ -279,15 +279,19 @@ class _Classifier(PRLSTMPreTrainedModel):
             return tensors
         return {}
 
-    def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[nn.Parameter, ...] | None:
+    def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[Tensor, ...] | None:
         """All parameters, if they and the tensors, on one GPU, decide what the layers give and nothing else does."""
         device = next((part.device for part in tensors.values()), None)
         if device is None or not can_capture(device) or has_hooks(self):
             return None
-        if not all(_is_plain(module) for layer in layers for module in layer.modules()):
-            return None
-        parameters = tuple(part for layer in layers for part in layer.parameters())
-        return parameters if all(part.device == device for part in (*tensors.values(), *parameters)) else None
+        parameters: list[Tensor] = []
+        for layer in layers:
+            for module in layer.modules():
+                own = _parameters_of(module)
+                if own is None:
+                    return None
+                parameters += own
+        return tuple(parameters) if all(part.device == device for part in (*tensors.values(), *parameters)) else None
 
     def _checked(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> Batch | None:
         """The batch, after the checks of `forward`'s arguments.
@@ -322,17 +326,18 @@ def _is_countable(tensor: Tensor) -> bool:
     return (is_integer(tensor) or tensor.dtype == torch.bool) and tensor.numel() > 0
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether its parameters alone decide what it does, and are its parameters: not those of a replica."""
+def _parameters_of(module: nn.Module) -> list[Tensor] | None:
+    """Its own parameters, if they alone decide what it does, and are parameters: not those of a replica; else None."""
     if type(module) not in IN_LAYERS or not acts_alone(module, type(module)):
-        return False
-    if isinstance(module, nn.Dropout):
-        return not (module.training and module.p > 0)
-    if isinstance(module, nn.Embedding):
-        return type(module.weight) is nn.Parameter and not module.sparse and module.max_norm is None
-    if isinstance(module, nn.Linear):
-        return type(module.weight) is nn.Parameter and type(module.bias) in (nn.Parameter, type(None))
-    return True
+        return None
+    if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+        return None
+    if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm is not None):
+        return None
+    if not isinstance(module, (nn.Linear, nn.Embedding)):
+        return []
+    own = [module.weight, *([module.bias] if isinstance(module, nn.Linear) and module.bias is not None else [])]
+    return own if all(type(part) is nn.Parameter for part in own) else None
 
 
 class PRLSTMForSequenceClassification(_Classifier):

@@ -328,7 +328,7 @@ def change_strides(model):
 
 def exchange_head(model):
     torch.manual_seed(1)
-    model.classifier = nn.Linear(4, 3, device=model.device)
+    model.classifier = nn.Linear(4, 3).to(model.device)
 
 
 def use_plain_tensors(model):
@@ -437,7 +437,7 @@ def test_odd_models(device):
     model.get_input_embeddings().requires_grad_(True)
     embeds = torch.randn(4, LENGTH, 4, device=device)
     for _ in range(3):
-        model(inputs_embeds=embeds)
+        assert not model(inputs_embeds=embeds).logits.requires_grad
     model = model_of(head, device, embedding_size=4)
     sparse = nn.Embedding(5, 4, sparse=True, device=device)
     model.set_input_embeddings(sparse)

@@ -241,7 +241,7 @@ class _Classifier(PRLSTMPreTrainedModel):
         if parameters is None:
             return self._classify(layers, **arguments)
         composer = self.prlstm.composer
-        backend = choose_backend(self.config, parameters[0].device, composer.product_dtype)
+        backend = choose_backend(composer.config, parameters[0].device, composer.product_dtype)
         batch = None if backend == "eager" else self._checked(tensors, arithmetic_of(backend))
         if batch is None:
             return self._classify(layers, **arguments)
@@ -262,7 +262,7 @@ class _Classifier(PRLSTMPreTrainedModel):
 
         # All that decides what the graph does, besides the inputs and the parameters.
         depends_on = type(self), self.training, backend, how[1:], batch.problem_type, *batch.tensors
-        size = how.size(self.config.hidden_size, torch.is_grad_enabled())
+        size = how.size(composer.config.hidden_size, torch.is_grad_enabled())
         # Gradients in float16 must be made of a scaled loss.
         gives_loss = self.training and "labels" in tensors and composer.product_dtype != torch.float16
         function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss)

@@ -67,8 +67,20 @@ def autocast_dtype() -> torch.dtype | None:
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
+def others_save_tensors() -> bool:
+    """Whether more is done with tensors that autograd saves than to keep them, as by checkpointing around a model.
+
+    What compares or counts these finds others with a graph than without one.
+    """
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("asked for"):  # raises this where there are some
+            return False
+    except RuntimeError:
+        return True
+
+
 def _apart() -> torch.autograd.graph.saved_tensors_hooks:
-    """Keep what others do with tensors that autograd saves, as checkpointing around a model does, from a graph's."""
+    """Keep from a graph's tensors what is done with others that autograd saves; see `others_save_tensors`."""
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 

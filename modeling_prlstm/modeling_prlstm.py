@@ -24,7 +24,7 @@ from .checks import check_classes, check_labels, checked_inputs
 from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of, choose_backend, has_hooks
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds
-from .graphs import Function, can_capture
+from .graphs import Function, can_capture, others_save_tensors
 from .losses import sequence_classification_loss
 from .padding import check_mask, check_mask_shape, check_tensors, is_integer, one_sequence_a_row
 
@@ -282,7 +282,7 @@ class _Classifier(PRLSTMPreTrainedModel):
     def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[Tensor, ...] | None:
         """All parameters, if they and the tensors, on one GPU, decide what the layers give and nothing else does."""
         device = next((part.device for part in tensors.values()), None)
-        if device is None or not can_capture(device) or has_hooks(self):
+        if device is None or not can_capture(device) or has_hooks(self) or others_save_tensors():
             return None
         parameters: list[Tensor] = []
         for layer in layers:

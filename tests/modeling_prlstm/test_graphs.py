@@ -458,12 +458,22 @@ def test_odd_models(device):
         Unwanted.apply(model(**batch).loss).backward()
 
 
-def test_checkpointing_around_the_model(device):
-    model = model_of(PRLSTMModel, device)
-    ids = batch_of(PRLSTMForSequenceClassification, device)["input_ids"]
-    for _ in range(3):
-        states = torch.utils.checkpoint.checkpoint(lambda: model(ids).last_hidden_state, use_reentrant=False)
-        states.sum().backward()
+@pytest.mark.parametrize("head", [*HEADS, PRLSTMModel])
+def test_checkpointing_around_the_model(device, head):
+    """It wants the same tensors saved each time, be it with a graph or without."""
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+
+    def result(one, seed):
+        batch = batch_of(head, one.device, seed)
+        return one(**batch).loss if head in HEADS else one(batch["input_ids"]).last_hidden_state.sum()
+
+    for seed in range(4):
+        for one in (model, reference):
+            one.zero_grad()
+        torch.utils.checkpoint.checkpoint(result, model, seed, use_reentrant=False).backward()
+        result(reference, seed).backward()
+        found, expected = ({name: p.grad for name, p in one.named_parameters()} for one in (model, reference))
+        check_same(found, expected)
 
 
 def test_parameters_stay_in_place_while_a_graph_is_made(device, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .graphs import autocast_dtype, capture_stream, casting_anew, paused
+from .graphs import autocast_dtype, capture, capture_stream, casting_anew, paused
 
 
 class TrainingStep:
@@ -83,11 +83,9 @@ class TrainingStep:
     def _capture(self, batch: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
         """The step as a graph, of batches like `batch`. What it holds between its steps is the inputs and the loss."""
         inputs = {name: tensor.clone() for name, tensor in batch.items()}
-        graph = torch.cuda.CUDAGraph()
         torch.clear_autocast_cache()  # it may hold the weights as they were cast before this step
         stream = capture_stream(self.parameters[0].device)
-        with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
-            loss = self._step(inputs)
+        (loss,), graph = capture(lambda: [self._step(inputs)], stream, self.pool)
         self.model.zero_grad(set_to_none=True)  # the graph's own gradients
 
         def replay(batch: dict[str, Tensor]) -> Tensor:

@@ -225,16 +225,41 @@ class _Classifier(PRLSTMPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def _classify(self, layers: Layers, **arguments: Any) -> Classified:
+    def _classify(
+        self,
+        layers: Layers,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Classified:
         """Loss, logits and hidden states by these `layers`, of the arguments of `forward`."""
-        raise NotImplementedError
+        inputs = input_ids, attention_mask, inputs_embeds
+        outputs = layers.prlstm(*inputs, pool_only=not self.every_prefix, return_dict=True, **kwargs)
+        states = outputs.last_hidden_state if self.every_prefix else outputs.pooler_output
+        logits = layers.classifier(layers.dropout(states.relu()))
+        loss = None if labels is None else self._loss(logits, labels, **kwargs)
+        return loss, logits, outputs.hidden_states
+
+    def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        return self.loss_function(logits, labels, config=self.config, **kwargs)
 
     def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
         """The problem type, where there are several, after a check that the labels fit."""
         raise NotImplementedError
 
-    def _run(self, **arguments: Any) -> Classified:
+    def _run(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        labels: Tensor | None,
+        **kwargs: Any,
+    ) -> Classified:
         """What `_classify` gives, of `forward`'s arguments: by one CUDA graph, after their checks, where it can."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        arguments = {**inputs, "labels": labels, **kwargs}
         layers = Layers(self.prlstm, self.dropout, self.classifier)
         tensors = {} if torch.compiler.is_compiling() else self._tensors_alone(arguments)
         parameters = self._parameters_alone(layers, tensors)
@@ -379,31 +404,7 @@ class PRLSTMForSequenceClassification(_Classifier):
         Raises:
             TypeError, ValueError: as `PRLSTMModel.forward`, and for labels that don't fit.
         """
-        return SequenceClassifierOutput(
-            *self._run(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                **kwargs,
-            )
-        )
-
-    def _classify(
-        self,
-        layers: Layers,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Classified:
-        outputs = layers.prlstm(input_ids, attention_mask, inputs_embeds, pool_only=True, return_dict=True, **kwargs)
-        logits = layers.classifier(layers.dropout(outputs.pooler_output.relu()))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, config=self.config, **kwargs)
-        return loss, logits, outputs.hidden_states
+        return SequenceClassifierOutput(*self._run(input_ids, attention_mask, inputs_embeds, labels, **kwargs))
 
     def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
         return check_labels(labels, logits_shape, self.config, bounds)
@@ -444,32 +445,11 @@ class PRLSTMForTokenClassification(_Classifier):
         Raises:
             TypeError, ValueError: as `PRLSTMModel.forward`, and for labels that don't fit.
         """
-        return TokenClassifierOutput(
-            *self._run(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                **kwargs,
-            )
-        )
+        return TokenClassifierOutput(*self._run(input_ids, attention_mask, inputs_embeds, labels, **kwargs))
 
-    def _classify(
-        self,
-        layers: Layers,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Classified:
-        outputs = layers.prlstm(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
-        logits = layers.classifier(layers.dropout(outputs.last_hidden_state.relu()))
-        loss = None
-        if labels is not None:
-            self._check_labels(labels, logits.shape)
-            loss = self.loss_function(logits, labels.long(), config=self.config, **kwargs)
-        return loss, logits, outputs.hidden_states
+    def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+        self._check_labels(labels, logits.shape)
+        return super()._loss(logits, labels.long(), **kwargs)
 
     def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
         check_tensors(labels=labels)

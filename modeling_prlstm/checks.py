@@ -91,7 +91,7 @@ def check_labels(
     check_tensors(labels=labels)
     problem_type = config.problem_type
     if problem_type is None:
-        if config.num_labels == 1:
+        if logits_shape[-1] == 1:
             problem_type = "regression"
         else:
             is_class = not labels.is_floating_point()

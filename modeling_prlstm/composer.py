@@ -45,13 +45,19 @@ def acts_alone(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     If not, an adapter as LoRA's stands in its place, or a hook or offloading takes part: only a call has their effect.
     """
-    return type(module).forward is kind.forward and "forward" not in module.__dict__ and not has_hooks(module)
+    alone = type(module).forward is kind.forward and "forward" not in module.__dict__
+    return alone and not (has_hooks(module) or every_module_has_hooks())
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of `module` does more than its `forward`."""
+    """Whether a call of `module` does more than its `forward` and what calls of all modules do."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or module._compiled_call_impl is not None or nn.modules.module._has_any_global_hook()
+    return bool(hooks) or module._compiled_call_impl is not None
+
+
+def every_module_has_hooks() -> bool:
+    """Whether a call of any module does more than its `forward`."""
+    return nn.modules.module._has_any_global_hook()
 
 
 def call(layer: nn.Linear, inputs: Tensor, rows: slice | None = None) -> Tensor:
@@ -176,7 +182,8 @@ class PRLSTMComposer(nn.Module):
     @property
     def ids(self) -> int | None:
         """How many ids there are, if few: of these, every id's leaf is computed once."""
-        return self.config.vocab_size if self.config.vocab_size <= SMALL_VOCABULARY else None
+        count = self.config.vocab_size
+        return count if count <= SMALL_VOCABULARY else None
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -313,8 +320,9 @@ def choose_backend(config: PRLSTMConfig, device: torch.device, dtype: torch.dtyp
     Raises:
         RuntimeError: if the one asked for cannot run.
     """
-    automatic = config.backend == "auto"
-    backend = {"cpu": "fused", "cuda": "triton"}.get(device.type, "eager") if automatic else config.backend
+    asked = config.backend
+    automatic = asked == "auto"
+    backend = {"cpu": "fused", "cuda": "triton"}.get(device.type, "eager") if automatic else asked
     why_not = None
     if backend != "eager" and config.cell_type != "lstm":
         why_not = f"it has LSTM cells alone, and `cell_type` is {config.cell_type!r}"
@@ -332,12 +340,8 @@ def choose_backend(config: PRLSTMConfig, device: torch.device, dtype: torch.dtyp
 
 
 @cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    if not _has_triton():
+    if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     try:
         from .kernels import why_not

@@ -176,7 +176,9 @@ class Graph:
             return [result.detach() for result in attached]
 
         def backward() -> list[Tensor]:
-            return self._flatten(differentiate(attached, self.of_results, (*self.inputs, *parameters)))
+            gradients = differentiate(attached, self.of_results, (*self.inputs, *parameters))
+            self.has_gradient = [gradient is not None for gradient in gradients]
+            return [gradient for gradient in gradients if gradient is not None]
 
         stream = capture_stream(torch.device("cuda", torch.cuda.current_device()))
         with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused(), _apart():
@@ -199,17 +201,6 @@ class Graph:
                     pool = self.forward_graph.pool()
                     self.gradients, self.backward_graph = capture(backward, stream, pool)
 
-    def _flatten(self, gradients: list[Tensor | None]) -> list[Tensor]:
-        """All of one dtype as one tensor, which one launch copies."""
-        self.count = len(gradients)
-        self.places: list[list[tuple[int, torch.Size]]] = []
-        flat = []
-        for dtype in {part.dtype for part in gradients if part is not None}:
-            parts = [(n, part) for n, part in enumerate(gradients) if part is not None and part.dtype == dtype]
-            self.places.append([(n, part.shape) for n, part in parts])
-            flat.append(torch.cat([part.flatten() for _, part in parts]))
-        return flat
-
     @property
     def busy(self) -> bool:
         """Whether its buffers wait for the backward of an earlier forward."""
@@ -224,10 +215,11 @@ class Graph:
 
     def forward(self, inputs: Tensors) -> tuple[Tensor, ...]:
         """What the function gives for `inputs`."""
-        with self._alone(), torch.no_grad():
+        with self.lock, torch.no_grad():
+            self._wait_for_others()
             _copy(inputs, self.inputs)
             self.forward_graph.replay()
-            return tuple(result.clone() for result in self.results)
+            return tuple(_clone(self.results))
 
     def can_go_back(self, of_results: Tensors) -> bool:
         """Whether it has a backward of these gradients of its results."""
@@ -238,11 +230,12 @@ class Graph:
 
     def backward(self, of_results: Tensors) -> list[Tensor | None]:
         """The gradients of the last forward's inputs and of the parameters; see `differentiate`."""
-        with self._alone():
+        with self.lock:
+            self._wait_for_others()
             if self.joined:
                 of_loss = of_results[0]
                 assert of_loss is not None
-                flat = [part * of_loss.reshape(()) for part in self.gradients]
+                gradients = [*torch._foreach_mul(self.gradients, of_loss.reshape(()))]
             else:
                 _copy(of_results, self.of_results)
                 for number, gradient in enumerate(of_results):
@@ -251,22 +244,16 @@ class Graph:
                         own.zero_()
                     self.arrived[number] = gradient is not None
                 self.backward_graph.replay()
-                flat = [part.clone() for part in self.gradients]
-        gradients: list[Tensor | None] = [None] * self.count
-        for part, places in zip(flat, self.places, strict=True):
-            for (number, shape), piece in zip(places, part.split([shape.numel() for _, shape in places]), strict=True):
-                gradients[number] = piece.view(shape)
-        return gradients
+                gradients = _clone(self.gradients)
+        made = iter(gradients)
+        return [next(made) if has_gradient else None for has_gradient in self.has_gradient]
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other threads from the buffers, and wait for what another stream did with them."""
-        with self.lock:
-            stream = torch.cuda.current_stream()
-            if stream != self.stream:
-                stream.wait_stream(self.stream)
-                self.stream = stream
-            yield
+    def _wait_for_others(self) -> None:
+        """Let this stream wait for what another did with the buffers."""
+        stream = torch.cuda.current_stream()
+        if stream != self.stream:
+            stream.wait_stream(self.stream)
+            self.stream = stream
 
 
 class Claim:
@@ -399,6 +386,13 @@ class Graphs:
         if len(self.seen) > REMEMBERED:
             self.seen.popitem(last=False)
         return False
+
+
+def _clone(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies, by one launch for all of one dtype."""
+    clones = [torch.empty_like(tensor) for tensor in tensors]
+    _copy(tensors, clones)
+    return clones
 
 
 def _copy(source: Tensors, into: Tensors) -> None:

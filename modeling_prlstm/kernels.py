@@ -97,13 +97,16 @@ class TritonArithmetic:
         rows = ids if ids is not None else mask
         batch, length = (0, 0) if rows is None else rows.shape
         count = 0 if labels is None else labels.numel()
-        programs = min(64, max(triton.cdiv(batch, 8), triton.cdiv(count, 1024)))
-        found = given[0].new_empty(programs, 8, dtype=torch.int64)
+        programs = min(64, max(batch // 8, count // 1024) + 1)
+        # The kernel writes to the host's own memory, which spares a copy.
+        found = torch.empty(8, programs, dtype=torch.int64, pin_memory=not INTERPRETED)
         strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
         flat = None if labels is None else labels.flatten()
-        with torch.cuda.device_of(found):
+        with torch.cuda.device_of(given[0]):
             _survey[(programs,)](ids, mask, flat, found, batch, length, *strides, count, BLOCK=1024)
-        lows_and_highs = [*zip(*found.tolist(), strict=True)]
+            if not INTERPRETED:
+                torch.cuda.current_stream().synchronize()
+        lows_and_highs = found.tolist()
         bounds = [
             None if part is None else (min(lows), max(highs))
             for part, lows, highs in zip(
@@ -505,7 +508,7 @@ def _survey(
     ids_ptr,  # [batch, length]; each of these three may be None
     mask_ptr,  # [batch, length]
     labels_ptr,  # [count]
-    found_ptr,  # [programs, 8], int64: the bounds of ids, mask, rows' tokens and labels, of each program's part
+    found_ptr,  # [8, programs], int64: the bounds of ids, mask, rows' tokens and labels, of each program's part
     batch,
     length,
     ids_row,  # strides
@@ -548,15 +551,16 @@ def _survey(
             labels = tl.where(labels == -100, 0, labels)
             labels_low = tl.minimum(labels_low, labels)
             labels_high = tl.maximum(labels_high, labels)
-    found_at = found_ptr + tl.program_id(0) * 8
+    found_at = found_ptr + tl.program_id(0)
+    step = tl.num_programs(0)
     tl.store(found_at, tl.min(ids_low, 0))
-    tl.store(found_at + 1, tl.max(ids_high, 0))
-    tl.store(found_at + 2, tl.min(mask_low, 0))
-    tl.store(found_at + 3, tl.max(mask_high, 0))
-    tl.store(found_at + 4, shortest)
-    tl.store(found_at + 5, longest)
-    tl.store(found_at + 6, tl.min(labels_low, 0))
-    tl.store(found_at + 7, tl.max(labels_high, 0))
+    tl.store(found_at + step, tl.max(ids_high, 0))
+    tl.store(found_at + 2 * step, tl.min(mask_low, 0))
+    tl.store(found_at + 3 * step, tl.max(mask_high, 0))
+    tl.store(found_at + 4 * step, shortest)
+    tl.store(found_at + 5 * step, longest)
+    tl.store(found_at + 6 * step, tl.min(labels_low, 0))
+    tl.store(found_at + 7 * step, tl.max(labels_high, 0))
 
 
 @triton.jit

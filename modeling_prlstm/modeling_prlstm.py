@@ -21,7 +21,15 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .checks import check_classes, check_labels, checked_inputs
-from .composer import PRLSTMBinary, PRLSTMComposer, PRLSTMMerge, acts_alone, arithmetic_of, choose_backend, has_hooks
+from .composer import (
+    PRLSTMBinary,
+    PRLSTMComposer,
+    PRLSTMMerge,
+    arithmetic_of,
+    choose_backend,
+    every_module_has_hooks,
+    has_hooks,
+)
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds
 from .graphs import Function, can_capture, others_save_tensors
@@ -266,7 +274,8 @@ class _Classifier(PRLSTMPreTrainedModel):
         if parameters is None:
             return self._classify(layers, **arguments)
         composer = self.prlstm.composer
-        backend = choose_backend(composer.config, parameters[0].device, composer.product_dtype)
+        dtype = composer.product_dtype
+        backend = choose_backend(composer.config, parameters[0].device, dtype)
         batch = None if backend == "eager" else self._checked(tensors, arithmetic_of(backend))
         if batch is None:
             return self._classify(layers, **arguments)
@@ -289,7 +298,7 @@ class _Classifier(PRLSTMPreTrainedModel):
         depends_on = type(self), self.training, backend, how[1:], batch.problem_type, *batch.tensors
         size = how.size(composer.config.hidden_size, torch.is_grad_enabled())
         # Gradients in float16 must be made of a scaled loss.
-        gives_loss = self.training and "labels" in tensors and composer.product_dtype != torch.float16
+        gives_loss = self.training and "labels" in tensors and dtype != torch.float16
         function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss)
         *loss, logits = composer.graphs.run(function, *batch.tensors.values())
         return loss[0] if loss else None, logits, None
@@ -307,15 +316,20 @@ class _Classifier(PRLSTMPreTrainedModel):
     def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[Tensor, ...] | None:
         """All parameters, if they and the tensors, on one GPU, decide what the layers give and nothing else does."""
         device = next((part.device for part in tensors.values()), None)
-        if device is None or not can_capture(device) or has_hooks(self) or others_save_tensors():
+        if device is None or not can_capture(device) or others_save_tensors():
+            return None
+        if has_hooks(self) or every_module_has_hooks():
             return None
         parameters: list[Tensor] = []
-        for layer in layers:
-            for module in layer.modules():
+        modules: list[nn.Module | None] = [*layers]
+        while modules:  # as `Module.modules`, which takes as long as a graph's launch
+            module = modules.pop()
+            if module is not None:
                 own = _parameters_of(module)
                 if own is None:
                     return None
                 parameters += own
+                modules += module._modules.values()
         return tuple(parameters) if all(part.device == device for part in (*tensors.values(), *parameters)) else None
 
     def _checked(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> Batch | None:
@@ -342,8 +356,8 @@ class _Classifier(PRLSTMPreTrainedModel):
                 tensors = {name: part for name, part in tensors.items() if name != "attention_mask"}
         problem_type = None
         if labels is not None:
-            logits = (batch, length) if self.every_prefix else (batch,)
-            problem_type = self._check_labels(labels, (*logits, self.config.num_labels), survey.labels)
+            rows_of_logits = (batch, length) if self.every_prefix else (batch,)
+            problem_type = self._check_labels(labels, (*rows_of_logits, self.classifier.out_features), survey.labels)
         return Batch(tensors, (batch, length), problem_type)
 
 
@@ -353,7 +367,7 @@ def _is_countable(tensor: Tensor) -> bool:
 
 def _parameters_of(module: nn.Module) -> list[Tensor] | None:
     """Its own parameters, if they alone decide what it does, and are parameters: not those of a replica; else None."""
-    if type(module) not in IN_LAYERS or not acts_alone(module, type(module)):
+    if type(module) not in IN_LAYERS or "forward" in module.__dict__ or has_hooks(module):
         return None
     if isinstance(module, nn.Dropout) and module.training and module.p > 0:
         return None

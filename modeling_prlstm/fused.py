@@ -121,6 +121,23 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
         """
 
+    def merges_by_ids(self, ids: int, merges: int) -> bool:
+        """Whether `forward_by_ids` and what belongs to it are worth it for so many `merges` of states of `ids` ids."""
+
+    def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
+        """What `hidden` states [V, H] add to the gates' sums of a merge [2, V, 5H]: as the left one, as the right one.
+
+        `weight` is the binary cell's `operand`.
+        """
+
+    def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+        """The gradients of `hidden` and `weight`, of that of their `terms`."""
+
+    def forward_by_ids(
+        self, pairs: "Pairs", bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+    ) -> None:
+        """Compute the binary cell of `pairs`; the rest as in `forward`."""
+
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """How many sums `backward` makes of `count` rows, for a model in `dtype`."""
 
@@ -156,6 +173,33 @@ class Arithmetic(Protocol):
             accumulate: whether to add them to what is there.
         """
 
+    def backward_by_ids(
+        self,
+        gradient: Pair,
+        target: Target,
+        batch: int,
+        gates: Tensor,
+        pairs: "Pairs",
+        slopes: InUnits,
+        sums: Tensor,
+        of_cell: Tensor,
+    ) -> None:
+        """Differentiate the binary cell of `pairs`.
+
+        Args:
+            gradient: as in `backward`.
+            target: as in `backward`.
+            batch: as in `backward`.
+            gates: as in `backward`.
+            pairs: see `Pairs`.
+            slopes: as in `backward`, but not in the units of a weight.
+            sums: as in `backward`.
+            of_cell: takes the gradient of the cell states [n, 2, H].
+        """
+
+    def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: "Pairs") -> Pair:
+        """The gradients of `pairs`' terms [2, V, 5H] and cell states [V, H], of what `backward_by_ids` left."""
+
     def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
         """The gradient [(3 + F) * H, F * H] of a cell's `weight`, of the hidden states [n, F * H] that it read."""
 
@@ -183,10 +227,29 @@ class Leaves(NamedTuple):
         """Those of some positions, of leaves with ids; of others, all."""
         return self if self.ids is None else self._replace(ids=self.ids[:, columns])
 
+    def last(self, lengths: Tensor) -> "Leaves":
+        """The last of each row, of leaves with ids and rows of `lengths` [B]."""
+        assert self.ids is not None
+        return self._replace(ids=self.ids.gather(1, lengths[:, None] - 1))
+
     def all_pairs(self) -> "Leaves":
         """Every pair of ids, in order: leaves with ids [V**2, 2]."""
         count = len(self.hidden)
         return self._replace(ids=torch.tril_indices(count, count, count - 1, device=self.hidden.device).t())
+
+
+class Pairs(NamedTuple):
+    """Neighbours that are merged by their ids.
+
+    Attributes:
+        ids: [B, 2m], rows of `cell`.
+        terms: [2, V, 5H]; see `Arithmetic.terms`.
+        cell: [V, H], in float32 at least.
+    """
+
+    ids: Tensor
+    terms: Tensor
+    cell: Tensor
 
 
 class _Kept(NamedTuple):
@@ -263,7 +326,7 @@ class Tree:
         """Put the leaves, and the blocks of pairs of them that have tables, where they are merged."""
         self.placed: list[list[tuple[Leaves, Target]]] = []  # by level
         for table, lookups in zip_longest(self.layout.tables, self.layout.lookups):
-            placed = [(leaves.at(columns), target) for columns, target in lookups]
+            placed = [(self._some_leaves(leaves, columns), target) for columns, target in lookups]
             if table is not None:
                 placed.append((leaves.all_pairs(), table.operands))
             for part, target in placed:
@@ -274,6 +337,16 @@ class Tree:
                 assert leaves.ids is not None
                 pairs = self.arithmetic.pair_ids(leaves.ids, table.ids)
                 leaves = Leaves(pairs, *self._results(self.states, table))
+        if self.layout.by_ids is not None:
+            assert leaves.ids is not None
+            self.leaves = leaves
+            self.pairs = Pairs(leaves.ids, self.arithmetic.terms(leaves.hidden, self.cells[0][0]), leaves.cell)
+
+    def _some_leaves(self, leaves: Leaves, columns: slice | None) -> Leaves:
+        if columns is not None:
+            return leaves.at(columns)
+        assert self.lengths is not None
+        return leaves.last(self.lengths)
 
     def _look_up_backward(self) -> Pair:
         """The gradients of the leaves' states."""
@@ -283,13 +356,25 @@ class Tree:
                 for into, gradient in zip(self._results(self.gradients, table), gradients, strict=True):
                     into.copy_(gradient)
                 self._merge_backward(table.step)
-            (hidden, cell), *others = (self.arithmetic.gather(self.gradients, target, part) for part, target in placed)
+            found = [self.arithmetic.gather(self.gradients, target, part) for part, target in placed]
+            if gradients is None and self.layout.by_ids is not None:
+                found.append(self._pairs_backward())
+            (hidden, cell), *others = found
             for more in others:
                 hidden.add_(more[0])
                 cell.add_(more[1])
             gradients = hidden, cell
         assert gradients is not None
         return gradients
+
+    of_pairs: Pair | None  # the gradients of the pairs' terms and cell states
+
+    def _pairs_backward(self) -> Pair:
+        """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
+        assert self.of_pairs is not None
+        of_terms, of_cell = self.of_pairs
+        of_hidden, self.of_weight = self.arithmetic.terms_backward(of_terms, self.leaves.hidden, self.cells[0][0])
+        return of_hidden, of_cell
 
     def _results(self, buffers: Pair, table: Table) -> Pair:
         return buffers[0][table.result], buffers[1][table.result]
@@ -317,18 +402,28 @@ class Tree:
 
     def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, target: Target) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
-        batch, count = part.batch, part.rows
-        state = self._inputs(self.states, part.first, count)[0], self._cells_before(part)
+        batch, rows = part.batch, slice(first, first + part.rows)
+        state: Pair | None = None
+        if part.slot is not None:
+            state = self._inputs(self.states, part.slot, part.rows)[0], self._cells_before(part)
         for number, (weight, bias) in enumerate(self.cells):
             gates = kept.gates[number]
-            gates = None if gates is None else gates[first : first + count]
-            if number == len(self.cells) - 1:
-                self.arithmetic.forward(state, weight, bias, gates, out, target, batch)
+            gates = None if gates is None else gates[rows]
+            to: Pair = out
+            places = target
+            if number < len(self.cells) - 1:
+                hidden, cell = kept.between[number]
+                to, places = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges)
+            if state is None:
+                self.arithmetic.forward_by_ids(self._pairs_of(part), bias, gates, to, places, batch)
             else:
-                hidden, cell = (part[first : first + count] for part in kept.between[number])
-                in_order = Target.evenly(0, batch, part.merges)
-                self.arithmetic.forward(state, weight, bias, gates, (hidden, cell), in_order, batch)
-                state = hidden, cell[:, None]
+                self.arithmetic.forward(state, weight, bias, gates, to, places, batch)
+            state = to[0], to[1][:, None]
+
+    def _pairs_of(self, part: Step) -> Pairs:
+        """What `part`, of the step that merges by ids, merges."""
+        start = 2 * part.first // part.batch
+        return self.pairs._replace(ids=self.pairs.ids[:, start : start + 2 * part.merges])
 
     def _merge_backward(self, step: Step, adds: bool = False) -> None:
         """Differentiate the merges; `adds`: to the gradients that their states have, else these are not read."""
@@ -339,6 +434,8 @@ class Tree:
                 in_order = Target.evenly(0, part.batch, part.merges)
                 self._run_cells(part, self.again, first, self.unused, in_order)
             self._cells_backward(part, self.kept if self.keep else self.again, first, adds)
+        if self.keep and step.slot is None:
+            self._gather_pairs(step, step.first)
 
     def _cells_backward(self, part: Step, kept: _Kept, first: int, adds: bool) -> None:
         batch, count = part.batch, part.rows
@@ -348,21 +445,40 @@ class Tree:
             gates = kept.gates[number]
             assert gates is not None
             sums = self._room_for_sums(number, self.arithmetic.sums(count, self.like.dtype))
+            weight, slopes = self.cells[number][0], self.slopes[number].at(rows)
             into: Pair
             if number:
                 cell = kept.between[number - 1][1][rows, None]
                 into = self.between_gradients[(number - 1) % 2][:count], cell
+            elif part.slot is None:
+                of_cell = self.of_pairs_cells[rows]
+                pairs = self._pairs_of(part)
+                self.arithmetic.backward_by_ids(gradient, target, batch, gates[rows], pairs, slopes, sums, of_cell)
+                break
             else:
                 cell = self._cells_before(part)
-                into = self._inputs(self.gradients, part.first, count)
-            weight, slopes = self.cells[number][0], self.slopes[number].at(rows)
+                into = self._inputs(self.gradients, part.slot, count)
             accumulate = adds and not number
             self.arithmetic.backward(
                 gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate
             )
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
         if not self.keep:  # what the next part computes again goes to the same buffers
-            self._multiply_slopes(kept, part.first, first, count)
+            self._multiply_slopes(kept, part.slot, first, count)
+            if part.slot is None:
+                self._gather_pairs(part, first)
+
+    of_pairs_cells: Tensor  # of each row [n, 2, H]
+
+    def _gather_pairs(self, part: Step, first: int) -> None:
+        """Add to the gradients of the pairs' terms and cell states those of `part`, whose rows begin at `first`."""
+        rows = slice(first, first + part.rows)
+        found = self.arithmetic.gather_pairs(self.slopes[0].at(rows), self.of_pairs_cells[rows], self._pairs_of(part))
+        if self.of_pairs is None:
+            self.of_pairs = found
+        else:
+            for total, more in zip(self.of_pairs, found, strict=True):
+                total.add_(more)
 
     def _room_for_sums(self, number: int, count: int) -> Tensor:
         """The place for `count` more sums of a cell's slopes; where there is none, those before become one."""
@@ -373,38 +489,42 @@ class Tree:
         self.summed[number] = before + count
         return sums[before : before + count]
 
-    weight_gradients: list[Tensor]  # by cell; none at first
+    def _multiply_slopes(self, kept: _Kept, slot: int | None, first: int, count: int) -> None:
+        """Add what `count` rows do to the weights' gradients, from `first` on in `kept` and slopes.
 
-    def _multiply_slopes(self, kept: _Kept, row: int, first: int, count: int) -> None:
-        """Add what `count` rows, from `row` on, do to the weights' gradients; `first` of them in `kept` and slopes."""
-        rows = slice(first, first + count)
-        inputs = [self._inputs(self.states, row, count)[0], *(hidden[rows] for hidden, _ in kept.between)]
-        gradients = [
-            self.arithmetic.weight_gradient(slopes.at(rows), part, weight)
-            for slopes, part, (weight, _) in zip(self.slopes, inputs, self.cells, strict=True)
-        ]
-        if self.weight_gradients:  # a sum of many parts in less than float32 would lose digits
-            before = [total.to(self.wide) for total in self.weight_gradients]
-            gradients = [total.add_(part) for total, part in zip(before, gradients, strict=True)]
-        self.weight_gradients = gradients
+        The last of them have their slots from `slot` on; None: all were merged by ids.
+        """
+        end = first + count
+        with_slots = 0 if slot is None else min(count, (self.layout.result - slot) // 2)
+        inputs = [self._inputs(self.states, slot, with_slots)[0]] if slot is not None and with_slots else []
+        inputs += [hidden[first:end] for hidden, _ in kept.between]
+        numbers = range(len(self.cells) - len(inputs), len(self.cells))
+        for number, part in zip(numbers, inputs, strict=True):
+            slopes = self.slopes[number].at(slice(end - len(part), end))
+            gradient = self.arithmetic.weight_gradient(slopes, part, self.cells[number][0])
+            before = self.weight_gradients[number]
+            # A sum of many parts in less than float32 would lose digits.
+            self.weight_gradients[number] = gradient if before is None else before.to(self.wide).add_(gradient)
 
-    def _inputs(self, buffers: Pair, first: int, count: int) -> Pair:
-        """What `count` rows merge, from row `first` on: hidden [count, 2H] and cell [count, 2, H]."""
-        hidden, cell = (buffer[2 * first : 2 * (first + count)] for buffer in buffers)
+    def _inputs(self, buffers: Pair, slot: int, count: int) -> Pair:
+        """What `count` rows merge, from `slot` on: hidden [count, 2H] and cell [count, 2, H]."""
+        hidden, cell = (buffer[slot : slot + 2 * count] for buffer in buffers)
         return hidden.view(count, 2 * self.size), cell.view(count, 2, self.size)
 
     saved: tuple[int, Tensor] | None = None  # cell states whose place their gradients took early: first slot, [n, H]
 
     def _cells_before(self, part: Step) -> Tensor:
-        """The cell states [n, 2, H] that the merges `part` merge."""
-        if self.saved is None or part.first * 2 not in range(self.saved[0], self.saved[0] + len(self.saved[1])):
-            return self._inputs(self.states, part.first, part.rows)[1]
-        start = part.first * 2 - self.saved[0]
+        """The cell states [n, 2, H] that the merges `part`, which have slots, merge."""
+        assert part.slot is not None
+        if self.saved is None or part.slot not in range(self.saved[0], self.saved[0] + len(self.saved[1])):
+            return self._inputs(self.states, part.slot, part.rows)[1]
+        start = part.slot - self.saved[0]
         return self.saved[1][start : start + 2 * part.rows].view(part.rows, 2, self.size)
 
-    def _pairs(self, buffer: Tensor, first: int, count: int) -> Tensor:
-        """The slots [count, B, 2, H] of `count` merges, from row `first` on."""
-        slots = buffer[2 * first : 2 * (first + count * self.layout.batch)]
+    def _slots(self, buffer: Tensor, slot: int | None, count: int) -> Tensor:
+        """The slots [count, B, 2, H] of `count` merges, from `slot` on."""
+        assert slot is not None
+        slots = buffer[slot : slot + 2 * count * self.layout.batch]
         return slots.view(count, self.layout.batch, 2, self.size)
 
     def _last(self, buffer: Tensor, level: int) -> Tensor:
@@ -433,8 +553,9 @@ class Tree:
         hidden, cell = self.states
         self.gradients = hidden.new_empty(hidden.shape, dtype=self.like.dtype), cell
         if self.shares_states:  # gradients arrive at the levels before these are differentiated
-            first = 2 * layout.levels[0].first if layout.levels else 0
-            after = first + 2 * sum(step.rows for step in layout.levels)
+            levels = [step for step in layout.levels if step.slot is not None]
+            first = (levels[0].slot or 0) if levels else 0
+            after = first + 2 * sum(step.rows for step in levels)
             self.saved = first, cell[first:after].clone()
             for part in self.gradients:
                 part[first:after].zero_()
@@ -445,7 +566,11 @@ class Tree:
             self.unused = self._states(self.widest, self.hidden_dtype)
         gates = self.kept.gates if self.keep else self.again.gates
         self.slopes = [self.arithmetic.slopes(part, self.like.dtype) for part in gates if part is not None]
-        self.weight_gradients = []
+        self.weight_gradients: list[Tensor | None] = [None for _ in self.cells]
+        self.of_pairs = None
+        if layout.by_ids is not None:
+            count = layout.by_ids.rows if self.keep else self.widest
+            self.of_pairs_cells = cell.new_empty(count, 2, self.size)
         parts = [part for parts in self.parts.values() for part in parts]
         counts = [self.arithmetic.sums(part.rows, self.like.dtype) for part in parts]
         count = min(sum(counts), max(SUMS, 1 + max(counts, default=0)))
@@ -455,10 +580,14 @@ class Tree:
     def _weights_backward(self) -> list[Tensor]:
         if self.keep and self.layout.rows:
             self._multiply_slopes(self.kept, 0, 0, self.layout.rows)
-        weights = self.weight_gradients or [torch.zeros_like(weight.values) for weight, _ in self.cells]
+        if self.of_pairs is not None:
+            before = self.weight_gradients[0]
+            self.weight_gradients[0] = self.of_weight if before is None else self.of_weight.add_(before)
         gradients = []
-        for weight, sums, count, (_, bias) in zip(weights, self.bias_sums, self.summed, self.cells, strict=True):
-            gradients += [weight.to(bias.dtype), self.arithmetic.total(sums[:count]).to(bias.dtype)]
+        parts = zip(self.weight_gradients, self.bias_sums, self.summed, self.cells, strict=True)
+        for found, sums, count, (weight, bias) in parts:
+            of_weight = torch.zeros_like(weight.values) if found is None else found
+            gradients += [of_weight.to(bias.dtype), self.arithmetic.total(sums[:count]).to(bias.dtype)]
         return gradients
 
 
@@ -474,7 +603,7 @@ class EachTree(Tree):
         for step, level in zip(layout.appends, reversed(range(top)), strict=True):
             starts, goes_on, index = self._fold(level)
             block = [part.index_select(0, index) for part in self.states]
-            rows = [self._pairs(part, step.first, 1)[0] for part in self.states]
+            rows = [self._slots(part, step.slot, 1)[0] for part in self.states]
             for pair, before, after in zip(rows, state, block, strict=True):
                 pair[:, 0] = before
                 pair[:, 1] = after
@@ -496,7 +625,7 @@ class EachTree(Tree):
                 self._merged(part).copy_(torch.where(goes_on, gradient, 0))
             self._merge_backward(step)
             for number, part in enumerate(self.gradients):
-                before, after = self._pairs(part, step.first, 1)[0].unbind(1)
+                before, after = self._slots(part, step.slot, 1)[0].unbind(1)
                 gradient = carried[number]
                 # No two rows have the same block: nothing is lost by writing the sums back.
                 part[index] = part[index] + torch.where(starts, gradient, 0) + after
@@ -513,11 +642,12 @@ class EachTree(Tree):
         goes_on = (blocks % 2 == 1) & ~starts
         node = (blocks - 1).clamp(min=0)
         row = torch.arange(layout.batch, device=node.device)
-        first = layout.levels[level].first
-        slot = 2 * (first + node // 2 * layout.batch + row) + node % 2
-        place = layout.last[level]
+        first, place = layout.levels[level].slot, layout.last[level]
         if place is not None:
-            slot = torch.where(node == layout.nodes(level) - 1, place[0] + place[1] * row, slot)
+            slot = place[0] + place[1] * row
+        if first is not None:
+            in_pairs = first + 2 * (node // 2 * layout.batch + row) + node % 2
+            slot = in_pairs if place is None else torch.where(node == layout.nodes(level) - 1, slot, in_pairs)
         return starts[:, None], goes_on[:, None], slot
 
     def _merged(self, buffer: Tensor) -> Tensor:
@@ -555,22 +685,24 @@ class EveryTree(Tree):
     def _operands(self, step: Step, level: int) -> Iterator[tuple[Run, Run, int]]:
         """Where the states that `step` merges come from, unless looked up, their slots there, how many there are."""
         layout, batch = self.layout, self.layout.batch
-        left, right = (Run(2 * step.first + side, 2 * batch, 2) for side in (0, 1))
+        assert step.slot is not None
+        left, right = (Run(step.slot + side, 2 * batch, 2) for side in (0, 1))
         yield self._prefixes(2 * 2**level, 2 * 2**level), left, step.merges
-        if level < len(layout.tables):
+        if level < layout.looked_up:
             return
         pairs = layout.pairs(level)
+        assert pairs.slot is not None
         paired = pairs.merges - 1
-        yield Run(2 * (pairs.first + batch), 2 * batch, 2), right, min(paired, step.merges)
+        yield Run(pairs.slot + 2 * batch, 2 * batch, 2), right, min(paired, step.merges)
         if paired < step.merges:
             yield self._last_run(level), right._replace(base=right.base + paired * right.step), 1
 
     def _first_blocks(self) -> Iterator[tuple[Run, Run]]:
         """The blocks that are the first of a level, unless looked up, each with the prefix that it is."""
         layout = self.layout
-        for level in range(len(layout.tables), len(layout.appends) + 1):
-            alone = level == len(layout.appends)
-            block = self._last_run(level) if alone else Run(2 * layout.pairs(level).first, 0, 2)
+        for level in range(layout.looked_up, len(layout.appends) + 1):
+            slot = None if level == len(layout.appends) else layout.pairs(level).slot
+            block = self._last_run(level) if slot is None else Run(slot, 0, 2)
             yield block, self._prefixes(2**level, 0)
 
     def _prefixes(self, tokens: int, step: int) -> Run:

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, InUnits, Leaves, Pair, Survey
+from .fused import NO_ID, InUnits, Leaves, Pair, Pairs, Survey
 from .layout import Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
 # because the other way waits for the GPU.
 ONE_HOT_IDS = {"cpu": 64, "cuda": 1024}
+
+# Merging by ids is worth it where there are this many times more merges.
+FEWER_IDS = 4
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward
 _tanh_backward = torch.ops.aten.tanh_backward
@@ -121,14 +124,31 @@ class TorchArithmetic:
             gates = product.to(cell.dtype) if gates is None else gates.copy_(product)
         else:
             torch.addmm(bias, hidden, weight.values.t(), out=gates)
-        size = cell.shape[-1]
-        i, g, o, *forgets = gates.split(size, dim=1)
-        i.sigmoid_()
-        g.tanh_()
-        gates[:, 2 * size :].sigmoid_()
-        after = _cell(i, g, forgets, cell)
-        _write(out[1], target, batch, after)
-        _write(out[0], target, batch, after.tanh_().mul_(o))
+        _finish(gates, cell, out, target, batch)
+
+    def merges_by_ids(self, ids: int, merges: int) -> bool:
+        """See `Arithmetic`."""
+        return merges >= FEWER_IDS * ids
+
+    def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
+        """See `Arithmetic`."""
+        return torch.stack([hidden @ part.t() for part in weight.values.chunk(2, dim=1)])
+
+    def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+        """See `Arithmetic`."""
+        gradient = gradient.to(hidden.dtype)
+        left, right = (part @ of for part, of in zip(gradient, weight.values.chunk(2, dim=1), strict=True))
+        return left + right, torch.cat([part.t() @ hidden for part in gradient], dim=1)
+
+    def forward_by_ids(
+        self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+    ) -> None:
+        """See `Arithmetic`."""
+        (left, right), cell = _each_side(pairs), _cells_of(pairs)
+        of_left, of_right = pairs.terms
+        sums = of_left.index_select(0, left).add_(of_right.index_select(0, right)).add_(bias)
+        gates = sums.to(cell.dtype) if gates is None else gates.copy_(sums)
+        _finish(gates, cell, out, target, batch)
 
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
@@ -152,30 +172,33 @@ class TorchArithmetic:
         accumulate: bool,
     ) -> None:
         """See `Arithmetic`."""
-        i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
-        d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
-        activated = _cell(i, g, forgets, cell).tanh_()
-        product = d_hidden * o
-        d_cell += _tanh_backward.grad_input(product, activated, grad_input=product)
-        _sigmoid_backward.grad_input(d_hidden.mul_(activated), o, grad_input=o)
-        for_i = torch.mul(d_cell, g, out=product)
-        for_g = torch.mul(d_cell, i, out=activated)
-        _sigmoid_backward.grad_input(for_i, i, grad_input=i)
-        _tanh_backward.grad_input(for_g, g, grad_input=g)
-        for forget, before, d_before in zip(forgets, cell.unbind(1), into[1].unbind(1), strict=True):
-            torch.mul(d_cell, before, out=product)  # first, as its gradient may take its place
-            if accumulate:
-                d_before.addcmul_(d_cell, forget)
-            else:
-                torch.mul(d_cell, forget, out=d_before)
-            _sigmoid_backward.grad_input(product, forget, grad_input=forget)
-        if slopes.values.dtype != gates.dtype:
-            slopes.values.copy_(gates)
-        torch.sum(gates, 0, keepdim=True, out=sums)
+        _differentiate(gradient, target, batch, gates, cell, slopes, sums, into[1], accumulate)
         if accumulate:
             into[0].addmm_(slopes.values, weight.values)
         else:
             torch.mm(slopes.values, weight.values, out=into[0])
+
+    def backward_by_ids(
+        self,
+        gradient: Pair,
+        target: Target,
+        batch: int,
+        gates: Tensor,
+        pairs: Pairs,
+        slopes: InUnits,
+        sums: Tensor,
+        of_cell: Tensor,
+    ) -> None:
+        """See `Arithmetic`."""
+        _differentiate(gradient, target, batch, gates, _cells_of(pairs), slopes, sums, of_cell, accumulate=False)
+
+    def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
+        """See `Arithmetic`."""
+        ids, count = _each_side(pairs), len(pairs.cell)
+        values = slopes.values.to(of_cell.dtype)
+        of_terms = torch.stack([_sum_by_id(values, side, count) for side in ids])
+        left, right = (_sum_by_id(part, side, count) for part, side in zip(of_cell.unbind(1), ids, strict=True))
+        return of_terms, left + right
 
     def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
         """See `Arithmetic`."""
@@ -221,6 +244,63 @@ def _in_slots(values: Tensor, positions: slice) -> Tensor:
     """The `positions` of `values` [B, T, ...] in the order of their slots, [m, B, n, ...]: one, or all in pairs."""
     chosen = values[:, positions]
     return chosen.unflatten(1, (-1, min(2, chosen.shape[1]))).transpose(0, 1)
+
+
+def _each_side(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The ids of the left ones and the right ones, in the order of the rows [n] that merge them."""
+    left, right = (pairs.ids[:, side::2].t().flatten() for side in (0, 1))
+    return left, right
+
+
+def _cells_of(pairs: Pairs) -> Tensor:
+    """Their cell states [n, 2, H]."""
+    return torch.stack([pairs.cell.index_select(0, side) for side in _each_side(pairs)], dim=1)
+
+
+def _finish(gates: Tensor, cell: Tensor, out: Pair, target: Target, batch: int) -> None:
+    """The rest of a cell, of its `gates`' sums [n, (3 + F) * H], which their values replace."""
+    size = cell.shape[-1]
+    i, g, o, *forgets = gates.split(size, dim=1)
+    i.sigmoid_()
+    g.tanh_()
+    gates[:, 2 * size :].sigmoid_()
+    after = _cell(i, g, forgets, cell)
+    _write(out[1], target, batch, after)
+    _write(out[0], target, batch, after.tanh_().mul_(o))
+
+
+def _differentiate(
+    gradient: Pair,
+    target: Target,
+    batch: int,
+    gates: Tensor,
+    cell: Tensor,
+    slopes: InUnits,
+    sums: Tensor,
+    of_cell: Tensor,
+    accumulate: bool,
+) -> None:
+    """The slopes, and the gradient of the cell states before; as in `Arithmetic.backward`."""
+    i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
+    d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
+    activated = _cell(i, g, forgets, cell).tanh_()
+    product = d_hidden * o
+    d_cell += _tanh_backward.grad_input(product, activated, grad_input=product)
+    _sigmoid_backward.grad_input(d_hidden.mul_(activated), o, grad_input=o)
+    for_i = torch.mul(d_cell, g, out=product)
+    for_g = torch.mul(d_cell, i, out=activated)
+    _sigmoid_backward.grad_input(for_i, i, grad_input=i)
+    _tanh_backward.grad_input(for_g, g, grad_input=g)
+    for forget, before, d_before in zip(forgets, cell.unbind(1), of_cell.unbind(1), strict=True):
+        torch.mul(d_cell, before, out=product)  # first, as its gradient may take its place
+        if accumulate:
+            d_before.addcmul_(d_cell, forget)
+        else:
+            torch.mul(d_cell, forget, out=d_before)
+        _sigmoid_backward.grad_input(product, forget, grad_input=forget)
+    if slopes.values.dtype != gates.dtype:
+        slopes.values.copy_(gates)
+    torch.sum(gates, 0, keepdim=True, out=sums)
 
 
 def _cell(i: Tensor, g: Tensor, forgets: list[Tensor], before: Tensor) -> Tensor:

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .fused import NO_ID, InUnits, Leaves, Pair, Survey
+from .fused import NO_ID, InUnits, Leaves, Pair, Pairs, Survey
 from .layout import Run, Target
 
 try:
@@ -51,11 +50,14 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 # Up to this many ids, the gradients of equal ids are summed by products with one-hot ids; of more, the ids are sorted,
-# in parts of this many at least.
-ONE_HOT_IDS, SORTED_TOKENS = 128, 4096
+# and each is summed by a program for about this many tokens.
+ONE_HOT_IDS, SORTED_TOKENS = 128, 16384
 
 # From so many rows on, tiles are large.
 MANY_ROWS = 4096
+
+# Merging by ids is worth it where there are this many times more merges, and of so many ids the terms fit the cache.
+FEWER_IDS, IDS_IN_CACHE = 4, 2048
 
 # In place of TF32: the hidden states are kept as float16 times this.
 HIDDEN_UNIT = 2.0**-15
@@ -246,6 +248,38 @@ class TritonArithmetic:
             num_stages=tile.stages,
         )
 
+    def merges_by_ids(self, ids: int, merges: int) -> bool:
+        """See `Arithmetic`."""
+        return ONE_HOT_IDS < ids <= IDS_IN_CACHE and merges >= max(MANY_ROWS, FEWER_IDS * ids)
+
+    def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
+        """See `Arithmetic`."""
+        hidden, sides = _in_float32(hidden, weight)
+        return hidden @ sides.transpose(1, 2)
+
+    def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+        """See `Arithmetic`."""
+        hidden, sides = _in_float32(hidden, weight)
+        of_sides = gradient.transpose(1, 2) @ hidden
+        return (gradient @ sides).sum(0), of_sides.transpose(0, 1).flatten(1)
+
+    def forward_by_ids(
+        self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+    ) -> None:
+        """See `Arithmetic`."""
+        ids, terms, cell = pairs
+        count, size = ids.numel() // 2, cell.shape[1]
+        rows, columns = 8, min(128, triton.next_power_of_2(size))
+        _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
+            *(ids, terms, cell, bias, gates, *out, *ids.stride(), len(cell), count, batch),
+            *_in_pairs(target, batch, count),
+            SIZE=size,
+            KEEP=gates is not None,
+            UNIT=_hidden_unit(out[0], bias),
+            ROWS=rows,
+            COLUMNS=columns,
+        )
+
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
         return triton.cdiv(count, _backward_rows(count, self.hidden_dtype(dtype) != dtype))
@@ -268,33 +302,40 @@ class TritonArithmetic:
         accumulate: bool,
     ) -> None:
         """See `Arithmetic`."""
-        count, states, size = cell.shape
-        in_units = slopes.units is not None
-        rows = _backward_rows(count, in_units)
-        columns, at_once = min(64, triton.next_power_of_2(size)), rows
-        warps = 2 if rows * columns >= 64 else 1  # each state by one thread: what it reads, others must not replace
-        if in_units:  # found from all of a row
-            columns = triton.next_power_of_2(size)
-            many = rows >= 16
-            at_once = max(1, min(rows, 512 // columns)) if many else 1
-            warps = max(1, min(16, at_once * columns // (256 if many else 128)))
-        places = count, batch, *_in_pairs(target, batch, count)
-        _backward[(len(sums), triton.cdiv(size, columns))](
-            *(*gradient, gates, cell, weight.units, *slopes, into[1], sums, *places),
-            SIZE=size,
-            STATES=states,
-            ADD=accumulate,
-            ROWS=rows,
-            AT_ONCE=at_once,
-            COLUMNS=columns,
-            num_warps=warps,
-        )
+        _differentiate(gradient, target, batch, gates, cell, weight.units, slopes, sums, into[1], accumulate)
         if slopes.units is not None:
             self._multiply(slopes, weight.values, into[0], accumulate)
         elif accumulate:
             into[0].addmm_(slopes.values, weight.values)
         else:
             torch.mm(slopes.values, weight.values, out=into[0])
+
+    def backward_by_ids(
+        self,
+        gradient: Pair,
+        target: Target,
+        batch: int,
+        gates: Tensor,
+        pairs: Pairs,
+        slopes: InUnits,
+        sums: Tensor,
+        of_cell: Tensor,
+    ) -> None:
+        """See `Arithmetic`."""
+        _differentiate(gradient, target, batch, gates, pairs.cell, None, slopes, sums, of_cell, False, pairs.ids)
+
+    def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
+        """See `Arithmetic`."""
+        count, size = pairs.cell.shape
+        ids = pairs.ids
+        batch, length = ids.shape
+        # As a left one and as a right one, each id is one of twice as many.
+        sides = torch.arange(2, dtype=ids.dtype, device=ids.device).repeat(length // 2) * count
+        ordered = _sort_by_id(ids + sides, 2 * count)
+        of_both, of_each = (Target(0, step * batch, step - 1, step, 0, 0) for step in (1, 2))  # rows, and cell states
+        of_terms = _sum_sorted_rows(slopes, ordered, of_both, batch)
+        of_cells = _sum_sorted_rows(InUnits(of_cell.view(-1, size), None), ordered, of_each, batch)
+        return of_terms.view(2, count, -1), of_cells.view(2, count, size).sum(0)
 
     def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor, accumulate: bool) -> None:
         """Write, or add, `slopes` times `weight` to `into`."""
@@ -330,6 +371,57 @@ class TritonArithmetic:
             total = gradient if total is None else total.add_(gradient)
         assert total is not None
         return total
+
+
+def _differentiate(
+    gradient: Pair,
+    target: Target,
+    batch: int,
+    gates: Tensor,
+    cell: Tensor,
+    weight_units: Tensor | None,
+    slopes: InUnits,
+    sums: Tensor,
+    of_cell: Tensor,
+    accumulate: bool,
+    ids: Tensor | None = None,
+) -> None:
+    """The slopes and the gradient of the cell states before; as in `Arithmetic.backward`, or its `backward_by_ids`."""
+    count, states, size = of_cell.shape
+    in_units = slopes.units is not None
+    rows = _backward_rows(count, in_units)
+    columns, at_once = min(64, triton.next_power_of_2(size)), rows
+    warps = 2 if rows * columns >= 64 else 1  # each state by one thread: what it reads, others must not replace
+    if in_units:  # found from all of a row
+        columns = triton.next_power_of_2(size)
+        many = rows >= 16
+        at_once = max(1, min(rows, 512 // columns)) if many else 1
+        warps = max(1, min(16, at_once * columns // (256 if many else 128)))
+    _backward[(len(sums), triton.cdiv(size, columns))](
+        *(*gradient, gates, cell, ids, weight_units, *slopes, of_cell, sums),
+        *((0, 0) if ids is None else ids.stride()),
+        len(cell),
+        count,
+        batch,
+        *_in_pairs(target, batch, count),
+        SIZE=size,
+        STATES=states,
+        ADD=accumulate,
+        ROWS=rows,
+        AT_ONCE=at_once,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
+
+
+def _in_float32(hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+    """`hidden` states [V, H], and the binary cell's `weight` by sides [2, 5H, H]."""
+    values = weight.values.float()
+    if weight.units is None:
+        hidden = hidden.float()
+    else:
+        hidden, values = hidden.float() * HIDDEN_UNIT, values * weight.units[:, None]
+    return hidden, torch.stack(values.chunk(2, dim=1))
 
 
 def _hidden_unit(hidden: Tensor, like: Tensor) -> float:
@@ -459,33 +551,43 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int, precision:
 
 
 def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
-    """As `_sum_few`: in each of some parts of the tokens, those of an id are brought together by sorting."""
-    batch, length = ids.shape
-    size = gradient[0].shape[-1]
-    tokens = batch * length
-    parts = min(32, triton.cdiv(tokens, SORTED_TOKENS))
-    part = triton.cdiv(tokens, parts)
-    padded = F.pad(ids.t().flatten(), (0, parts * part - tokens), value=count).view(parts, part)
-    ordered, order = padded.sort(dim=1, stable=True)
-    every = torch.arange(count + 1, dtype=ids.dtype, device=ids.device).expand(parts, -1).contiguous()
-    starts = torch.searchsorted(ordered, every)
-    sums = gradient[1].new_empty(parts, 2, count, size)
-    columns = min(128, triton.next_power_of_2(size))
-    _sum_sorted[(parts * count, triton.cdiv(size, columns))](
-        order,
-        starts,
-        *gradient,
-        sums,
-        count,
-        part,
-        batch,
-        *_in_pairs(target, batch, tokens),
-        SIZE=size,
-        ROWS=8,
+    """As `_sum_few`: the tokens of an id are brought together by sorting."""
+    ordered = _sort_by_id(ids, count)
+    return torch.stack([_sum_sorted_rows(InUnits(part, None), ordered, target, len(ids)) for part in gradient])
+
+
+class _Ordered(NamedTuple):
+    """Tokens by id: their `order` [n], and where each id `starts` there [V + 1]."""
+
+    order: Tensor
+    starts: Tensor
+
+
+def _sort_by_id(ids: Tensor, count: int) -> _Ordered:
+    """Bring the tokens with each of `count` ids together, of `ids` [B, T]."""
+    narrow = torch.int16 if count < 2**15 else torch.int32  # quicker to sort
+    ordered, order = ids.t().flatten().clamp(-1, count).to(narrow).sort(stable=True)
+    return _Ordered(order, torch.searchsorted(ordered, torch.arange(count + 1, dtype=narrow, device=ids.device)))
+
+
+def _sum_sorted_rows(rows: InUnits, ordered: _Ordered, target: Target, batch: int) -> Tensor:
+    """The sums [V, W] of the `rows` [n, W] at the `target` of the tokens of each of V ids."""
+    order, starts = ordered
+    count, width = len(starts) - 1, rows.values.shape[1]
+    # One program alone would take long for an id that is frequent.
+    parts = min(8, triton.next_power_of_2(triton.cdiv(len(order), SORTED_TOKENS)))
+    sums = rows.values.new_empty(parts, count, width, dtype=torch.float32)
+    columns = min(128, triton.next_power_of_2(width))
+    _sum_sorted[(parts * count, triton.cdiv(width, columns))](
+        *(order, starts, *rows, sums, count, batch),
+        *_in_pairs(target, batch, len(order)),
+        SIZE=width,
+        PARTS=parts,
+        ROWS=16,
         COLUMNS=columns,
         num_warps=2,
     )
-    return _total(sums)
+    return sums.sum(0)
 
 
 def _total(parts: Tensor) -> Tensor:
@@ -500,7 +602,7 @@ def _total(parts: Tensor) -> Tensor:
 
 # Sizes that change with the batch and its length: not worth a compilation each.
 PLACES = ["paired", "base", "pair", "side", "row", "odd", "odd_row"]
-VARYING = ["count", "tokens", "batch", "length", "ids_row", "ids_step", *PLACES]
+VARYING = ["count", "tokens", "batch", "length", "ids_row", "ids_step", "known", *PLACES]
 
 
 @triton.jit(do_not_specialize=["batch", "length", "ids_row", "ids_step", "mask_row", "mask_step", "count"])
@@ -848,13 +950,12 @@ def _sum_by_id(
 
 @triton.jit(do_not_specialize=VARYING)
 def _sum_sorted(
-    order_ptr,  # [parts, tokens], int64: the tokens of each part, sorted by id
-    starts_ptr,  # [parts, count + 1], int64: where each id begins among them
-    hidden_slots_ptr,  # [slots, SIZE]
-    cell_slots_ptr,  # [slots, SIZE], float32
-    sums_ptr,  # [parts, 2, count, SIZE], float32
+    order_ptr,  # [tokens], int64: the tokens sorted by id
+    starts_ptr,  # [count + 1], int64: where each id begins among them
+    values_ptr,  # [slots, SIZE]
+    units_ptr,  # [slots], float32; None: 1
+    sums_ptr,  # [parts, count, SIZE], float32
     count,
-    tokens,
     batch,
     paired,
     base,
@@ -864,27 +965,28 @@ def _sum_sorted(
     odd,
     odd_row,
     SIZE: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sums of the slots of one id of one part."""
-    part = tl.program_id(0) // count
-    own = tl.program_id(0) % count
+    """The sums of the slots of one id, of every PARTS-th ROWS of them."""
+    part = tl.program_id(0) % PARTS
+    own = tl.program_id(0) // PARTS
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    hidden_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
-    cell_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
-    stop = tl.load(starts_ptr + part * (count + 1) + own + 1)
-    for start in range(tl.load(starts_ptr + part * (count + 1) + own), stop, ROWS):
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    stop = tl.load(starts_ptr + own + 1)
+    for start in range(tl.load(starts_ptr + own) + part * ROWS, stop, PARTS * ROWS):
         places = start + tl.arange(0, ROWS)
         in_rows = places < stop
         inside = in_rows[:, None] & (columns < SIZE)[None, :]
-        rows = part * tokens + tl.load(order_ptr + part * tokens + places, mask=in_rows, other=0)
-        at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
-        hidden_sum += tl.load(hidden_slots_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        cell_sum += tl.load(cell_slots_ptr + at, mask=inside, other=0.0)
-    at = (part * 2 * count + own).to(tl.int64) * SIZE + columns
-    tl.store(sums_ptr + at, tl.sum(hidden_sum, 0), mask=columns < SIZE)
-    tl.store(sums_ptr + at + count * SIZE, tl.sum(cell_sum, 0), mask=columns < SIZE)
+        rows = tl.load(order_ptr + places, mask=in_rows, other=0).to(tl.int32)  # quicker to divide
+        slots = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)
+        values = tl.load(values_ptr + slots[:, None] * SIZE + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        if units_ptr is not None:
+            values *= tl.load(units_ptr + slots, mask=in_rows, other=0.0)[:, None]
+        total += values
+    at = (part * count + own).to(tl.int64) * SIZE + columns
+    tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < SIZE)
 
 
 @triton.jit
@@ -975,15 +1077,59 @@ def _forward(
 
     inside = in_rows[:, None] & in_columns[None, :]
     cell_at = cell_ptr + rows.to(tl.int64)[:, None] * inputs + columns[None, :]
+    sums = i, g, o, left, right
+    places = batch, paired, base, pair, side, row, odd, odd_row
+    out = hidden_out_ptr, cell_out_ptr
+    _finish(
+        sums,
+        cell_at,
+        cell_at + SIZE,
+        bias_ptr,
+        gates_ptr,
+        out,
+        rows,
+        columns,
+        inside,
+        in_columns,
+        places,
+        SIZE,
+        STATES,
+        KEEP,
+        UNIT,
+    )
+
+
+@triton.jit
+def _finish(
+    sums,
+    left_cell_at,
+    right_cell_at,
+    bias_ptr,
+    gates_ptr,
+    out,
+    rows,
+    columns,
+    inside,
+    in_columns,
+    places,
+    SIZE: tl.constexpr,
+    STATES: tl.constexpr,
+    KEEP: tl.constexpr,
+    UNIT: tl.constexpr,
+):
+    """The rest of a cell, of its gates' `sums` without the bias."""
+    i, g, o, left, right = sums
+    hidden_out_ptr, cell_out_ptr = out
+    batch, paired, base, pair, side, row, odd, odd_row = places
     bias_at = bias_ptr + columns[None, :]
     i = tl.sigmoid(i + _bias(bias_at, in_columns))
     g = _tanh(g + _bias(bias_at + SIZE, in_columns))
     o = tl.sigmoid(o + _bias(bias_at + 2 * SIZE, in_columns))
     left = tl.sigmoid(left + _bias(bias_at + 3 * SIZE, in_columns))
-    cell = i * g + left * tl.load(cell_at, mask=inside, other=0.0)
+    cell = i * g + left * tl.load(left_cell_at, mask=inside, other=0.0)
     if STATES == 2:
         right = tl.sigmoid(right + _bias(bias_at + 4 * SIZE, in_columns))
-        cell += right * tl.load(cell_at + SIZE, mask=inside, other=0.0)
+        cell += right * tl.load(right_cell_at, mask=inside, other=0.0)
     if KEEP:
         dtype = gates_ptr.dtype.element_ty
         gates_at = gates_ptr + rows.to(tl.int64)[:, None] * ((3 + STATES) * SIZE) + columns[None, :]
@@ -1000,16 +1146,96 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=VARYING)
+def _forward_by_ids(
+    ids_ptr,  # [batch, 2 * merges]
+    terms_ptr,  # [2, known, 5 * SIZE], float32
+    cell_ptr,  # [known, SIZE], float32
+    bias_ptr,  # [5 * SIZE]
+    gates_ptr,  # [count, 5 * SIZE], their values; unused unless KEEP
+    hidden_out_ptr,  # [slots, SIZE], in UNIT
+    cell_out_ptr,  # [slots, SIZE], float32
+    ids_row,  # the ids' strides
+    ids_step,
+    known,
+    count,
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    SIZE: tl.constexpr,
+    KEEP: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.forward_by_ids`; one program makes ROWS x COLUMNS states. Unknown ids give NaN."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_columns = columns < SIZE
+    inside = (rows < count)[:, None] & in_columns[None, :]
+    left_id, right_id, are_known = _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, rows < count)
+    nan: tl.constexpr = float("nan")
+    here = inside & are_known[:, None]
+    left_at = terms_ptr + left_id[:, None] * (5 * SIZE) + columns[None, :]
+    right_at = terms_ptr + (known + right_id)[:, None] * (5 * SIZE) + columns[None, :]
+    i = tl.load(left_at, mask=here, other=nan) + tl.load(right_at, mask=here, other=nan)
+    g = tl.load(left_at + SIZE, mask=here, other=nan) + tl.load(right_at + SIZE, mask=here, other=nan)
+    o = tl.load(left_at + 2 * SIZE, mask=here, other=nan) + tl.load(right_at + 2 * SIZE, mask=here, other=nan)
+    left = tl.load(left_at + 3 * SIZE, mask=here, other=nan) + tl.load(right_at + 3 * SIZE, mask=here, other=nan)
+    right = tl.load(left_at + 4 * SIZE, mask=here, other=nan) + tl.load(right_at + 4 * SIZE, mask=here, other=nan)
+    left_cell_at = cell_ptr + left_id[:, None] * SIZE + columns[None, :]
+    right_cell_at = cell_ptr + right_id[:, None] * SIZE + columns[None, :]
+    sums = i, g, o, left, right
+    places = batch, paired, base, pair, side, row, odd, odd_row
+    out = hidden_out_ptr, cell_out_ptr
+    _finish(
+        sums,
+        left_cell_at,
+        right_cell_at,
+        bias_ptr,
+        gates_ptr,
+        out,
+        rows,
+        columns,
+        inside,
+        in_columns,
+        places,
+        SIZE,
+        2,
+        KEEP,
+        UNIT,
+    )
+
+
+@triton.jit
+def _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, in_rows):
+    """The ids that `rows` merge, 0 where there is none that is known, and whether both are."""
+    at = ids_ptr + (rows % batch).to(tl.int64) * ids_row + rows // batch * 2 * ids_step
+    left = tl.load(at, mask=in_rows, other=0).to(tl.int64)
+    right = tl.load(at + ids_step, mask=in_rows, other=0).to(tl.int64)
+    are_known = (left >= 0) & (left < known) & (right >= 0) & (right < known)
+    return tl.where(are_known, left, 0), tl.where(are_known, right, 0), are_known
+
+
+@triton.jit(do_not_specialize=VARYING)
 def _backward(
     hidden_gradient_ptr,  # [slots, SIZE]
     cell_gradient_ptr,  # [slots, SIZE], float32
     gates_ptr,  # [count, (3 + STATES) * SIZE]
-    cell_ptr,  # [count, STATES, SIZE], float32
+    cell_ptr,  # [count, STATES, SIZE], float32; where there are ids [known, SIZE]
+    ids_ptr,  # [batch, 2 * merges], rows of the cell states; None: these are in order
     weight_units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     slopes_ptr,  # like the gates, in the weights' units and their own; may be the gates' memory
     units_ptr,  # [count], float32: of the slopes' rows; None: 1
-    before_gradient_ptr,  # like the cell
+    before_gradient_ptr,  # [count, STATES, SIZE], float32; may be the cell states' memory
     sums_ptr,  # [tiles, (3 + STATES) * SIZE], float32
+    ids_row,  # the ids' strides
+    ids_step,
+    known,
     count,
     batch,
     paired,
@@ -1048,11 +1274,17 @@ def _backward(
         g = tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32)
         o = tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32)
         left = tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32)
-        left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
+        left_cell_at = cell_ptr + before_at
+        right_cell_at = cell_ptr + before_at + SIZE
+        if ids_ptr is not None:
+            left_id, right_id, _ = _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, in_rows)
+            left_cell_at = cell_ptr + left_id[:, None] * SIZE + columns[None, :]
+            right_cell_at = cell_ptr + right_id[:, None] * SIZE + columns[None, :]
+        left_cell = tl.load(left_cell_at, mask=inside, other=0.0)
         cell = i * g + left * left_cell
         if STATES == 2:
             right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
-            right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
+            right_cell = tl.load(right_cell_at, mask=inside, other=0.0)
             cell += right * right_cell
         activated = _tanh(cell)
         d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
@@ -1080,14 +1312,16 @@ def _backward(
             right_sum += for_right
 
         if units_ptr is not None:
-            weight_units_at = weight_units_ptr + columns
-            for_i *= tl.load(weight_units_at, mask=in_columns, other=0.0)[None, :]
-            for_g *= tl.load(weight_units_at + SIZE, mask=in_columns, other=0.0)[None, :]
-            for_o *= tl.load(weight_units_at + 2 * SIZE, mask=in_columns, other=0.0)[None, :]
-            for_left *= tl.load(weight_units_at + 3 * SIZE, mask=in_columns, other=0.0)[None, :]
+            if weight_units_ptr is not None:
+                weight_units_at = weight_units_ptr + columns
+                for_i *= tl.load(weight_units_at, mask=in_columns, other=0.0)[None, :]
+                for_g *= tl.load(weight_units_at + SIZE, mask=in_columns, other=0.0)[None, :]
+                for_o *= tl.load(weight_units_at + 2 * SIZE, mask=in_columns, other=0.0)[None, :]
+                for_left *= tl.load(weight_units_at + 3 * SIZE, mask=in_columns, other=0.0)[None, :]
             largest = tl.maximum(tl.maximum(tl.abs(for_i), tl.abs(for_g)), tl.maximum(tl.abs(for_o), tl.abs(for_left)))
             if STATES == 2:
-                for_right *= tl.load(weight_units_at + 4 * SIZE, mask=in_columns, other=0.0)[None, :]
+                if weight_units_ptr is not None:
+                    for_right *= tl.load(weight_units_ptr + columns + 4 * SIZE, mask=in_columns, other=0.0)[None, :]
                 largest = tl.maximum(largest, tl.abs(for_right))
             unit = _unit_of(largest, 1e-30)
             tl.store(units_ptr + rows, unit, mask=in_rows)

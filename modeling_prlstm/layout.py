@@ -8,9 +8,12 @@ Within a level, merge p of batch row b is row p * batch + b. Slots past the last
 A block of tokens depends on its tokens alone, so that V ids make V**2 different blocks of two, however many of them a
 batch has. Where ids repeat that much, the lowest levels are *tables*: each pair of ids is merged once, and its number
 is an id of the level above. Blocks of those levels are looked up where others are merged.
+
+Where ids repeat, but not their pairs, the lowest level that is no table can be merged *by ids*: what the states of an
+id add to the gates' sums is computed once. The rows of its merges come first, and have no slots.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -53,9 +56,18 @@ class Run(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Merges that can run at once: `merges` for each of `batch` rows, from row `first` on; results go to `target`."""
+    """Merges that can run at once.
+
+    Attributes:
+        first: their first row.
+        slot: the first of the slots of what they merge; None where that is done by ids.
+        merges: how many there are for each row of the batch.
+        batch: rows of the batch.
+        target: where the results go.
+    """
 
     first: int
+    slot: int | None
     merges: int
     batch: int
     target: Target
@@ -72,7 +84,9 @@ class Step(NamedTuple):
         for start in range(0, self.merges, size):
             base = self.target.base + start // 2 * self.target.pair
             target = self.target._replace(base=base)
-            yield Step(self.first + start * self.batch, min(size, self.merges - start), self.batch, target)
+            before = start * self.batch
+            slot = None if self.slot is None else self.slot + 2 * before
+            yield Step(self.first + before, slot, min(size, self.merges - start), self.batch, target)
 
 
 class Table(NamedTuple):
@@ -85,13 +99,19 @@ class Table(NamedTuple):
     @property
     def operands(self) -> Target:
         """The slots of the two ids of each pair."""
-        return Target(2 * self.step.first, 0, 1, 2, 0, 0)
+        assert self.step.slot is not None
+        return Target(self.step.slot, 0, 1, 2, 0, 0)
 
 
 class LookUp(NamedTuple):
-    """Blocks that are looked up by their ids: `columns` of the ids [B, T >> level] of their level, and their slots."""
+    """Blocks that are looked up by their ids.
 
-    columns: slice
+    Attributes:
+        columns: which of the ids [B, T >> level] of their level; None: the last that each row has.
+        target: their slots.
+    """
+
+    columns: slice | None
     target: Target
 
 
@@ -103,7 +123,8 @@ class Layout(NamedTuple):
         length: tokens of its longest row.
         tables: table k merges the pairs of the ids of level k to those of level k + 1.
         lookups: by level, up to the lowest that is no table, where its ids' states go. With no tables: the leaves.
-        levels: merge the pairs of a level, from the lowest that is no table, to those of the next.
+        levels: merge the pairs of a level, from the lowest that is no table, to those of the next; the first may do it
+            by ids.
         appends: the merges that append a block to a prefix, after the levels: for `whole` the folds, highest block
             first; for `each` one for every level below the top, highest first; for `every` the same, all its prefixes.
         last: by level, the slots (first, step) of its last node where it has an odd number of them, else None.
@@ -135,6 +156,16 @@ class Layout(NamedTuple):
         """The step that merges the pairs of `level`, which has no table."""
         return self.levels[level - len(self.tables)]
 
+    @property
+    def by_ids(self) -> Step | None:
+        """The step, if any, that merges by ids."""
+        return self.levels[0] if self.levels and self.levels[0].slot is None else None
+
+    @property
+    def looked_up(self) -> int:
+        """How many levels have blocks that are looked up wherever others than those of their level are merged."""
+        return len(self.tables) + (self.by_ids is not None)
+
 
 def repeated_levels(form: Form, batch: int, length: int, ids: int) -> int:
     """How many levels of a batch, of `ids` ids, have pairs that repeat enough for a table."""
@@ -143,17 +174,29 @@ def repeated_levels(form: Form, batch: int, length: int, ids: int) -> int:
     return 1 + repeated_levels(form, batch, length // 2, ids**2)
 
 
-def make_layout(batch: int, length: int, form: Form, ids: int | None) -> Layout:
-    """Lay out the tree of `batch` >= 1 rows of `length` >= 1 tokens, of `ids` ids; None: of tokens without ids."""
+def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: Callable[[int, int], bool]) -> Layout:
+    """Lay out the tree of `batch` >= 1 rows of `length` >= 1 tokens.
+
+    Args:
+        batch: see above.
+        length: see above.
+        form: which states are wanted.
+        ids: how many the tokens have; None: they have none.
+        worth_it: whether to merge by ids, of their number and that of the merges.
+    """
     counts = [length >> level for level in range(num_levels(length) + 1)]
     blocks = block_levels(length)
     below = range(len(counts) - 2, -1, -1)  # the levels under the top one
     lowest = 0 if ids is None else repeated_levels(form, batch, length, ids)
     numbers = [] if ids is None else [ids**2**level for level in range(lowest + 1)]
     merges = [0] * lowest + [count // 2 for count in counts[lowest:]]
+    by_ids = ids is not None and merges[lowest] > 0 and worth_it(numbers[lowest], merges[lowest] * batch)
     firsts = [sum(numbers[1:])]  # the first row of each level
     for count in merges:
         firsts.append(firsts[-1] + count * batch)
+    without_slots = merges[lowest] * batch if by_ids else 0
+    if by_ids:
+        firsts[lowest] = 0
     if form == "whole":
         appended = [1] * (len(blocks) - 1)
     elif form == "each":
@@ -164,13 +207,17 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None) -> Layout:
     for count in appended:
         append_firsts.append(append_firsts[-1] + count * batch)
     rows = append_firsts[-1]
-    result = 2 * rows
+
+    def slot_of(row: int) -> int:
+        return 2 * (row - without_slots)
+
+    result = slot_of(rows)
     slots = result + batch * (length if form == "every" else 1)
 
     tables = []
-    first = 0
+    first = without_slots
     for few, many in pairwise(numbers):
-        step = Step(first, 1, many, Target.evenly(slots, many, 1))
+        step = Step(first, slot_of(first), 1, many, Target.evenly(slots, many, 1))
         tables.append(Table(few, step, slice(slots, slots + many)))
         first, slots = first + many, slots + many
     spare = slots
@@ -180,20 +227,22 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None) -> Layout:
     if form == "whole":  # a level has a last odd node where the length has a block of it
         for place, level in enumerate(blocks):
             fold, side = max(place - 1, 0), min(place, 1)
-            last[level] = (2 * append_firsts[fold] + side, 2) if appended else (result, 1)
+            last[level] = (slot_of(append_firsts[fold]) + side, 2) if appended else (result, 1)
     else:
         slots += batch if form == "each" else 0
-        for level in blocks:
-            if level >= lowest:
+        looked_up = lowest + by_ids
+        for level in range(len(counts)):
+            # Where blocks are looked up, the last of each row has a slot, whichever its own length makes the last.
+            if level in blocks if level >= looked_up else form == "each":
                 last[level] = (slots, 1)
                 slots += batch
 
     def pairs_of(level: int) -> Target:
         odd, odd_row = last[level] or (0, 0)
-        return Target(2 * firsts[level], 2 * batch, 1, 2, odd, odd_row)
+        return Target(slot_of(firsts[level]), 2 * batch, 1, 2, odd, odd_row)
 
     if form == "whole":
-        ends = [*((2 * first, 2) for first in append_firsts[1:-1]), (result, 1)]
+        ends = [*((slot_of(first), 2) for first in append_firsts[1:-1]), (result, 1)]
         targets = [Target(0, 0, 0, 0, *end) for end in ends]
     elif form == "each":
         targets = [Target.evenly(scratch, batch, 1) for _ in below]
@@ -202,22 +251,29 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None) -> Layout:
             Target.evenly(result + 3 * 2**level - 1, 2 * 2**level, count, length)
             for level, count in zip(below, appended, strict=True)
         ]
-    levels = tuple(Step(firsts[k], counts[k + 1], batch, pairs_of(k + 1)) for k in range(lowest, len(counts) - 1))
-    appends = tuple(map(Step, append_firsts, appended, [batch] * len(targets), targets))
+    levels = []
+    for level in range(lowest, len(counts) - 1):
+        slot = None if by_ids and level == lowest else slot_of(firsts[level])
+        levels.append(Step(firsts[level], slot, merges[level], batch, pairs_of(level + 1)))
+    slots_of = map(slot_of, append_firsts)
+    appends = [*map(Step, append_firsts, slots_of, appended, [batch] * len(targets), targets)]
 
     lookups = []
-    for level in range(lowest):  # the blocks that are appended
+    for level in range(lowest + by_ids):  # the blocks that are appended
         found = []
         odd = last[level]
         if form == "whole" and odd is not None:
             found.append(LookUp(slice(-1, None), Target(0, 0, 0, 0, *odd)))
+        elif form == "each" and odd is not None:
+            found.append(LookUp(None, Target.evenly(odd[0], batch, 1)))
         elif form == "every":
             found.append(LookUp(slice(1), Target.evenly(result + 2**level - 1, 0, 1, length)))
             step = appends[below.index(level)]
-            right = Target.evenly(2 * step.first + 1, 2 * batch, step.merges, 2)
-            found.append(LookUp(slice(2, None, 2), right))
+            if step.merges:
+                right = Target.evenly(slot_of(step.first) + 1, 2 * batch, step.merges, 2)
+                found.append(LookUp(slice(2, None, 2), right))
         lookups.append(tuple(found))
-    lookups.append((LookUp(slice(None), pairs_of(lowest)),))
-    return Layout(
-        batch, length, tuple(tables), tuple(lookups), levels, appends, tuple(last), rows, slots, result, spare, scratch
-    )
+    if not by_ids:
+        lookups.append((LookUp(slice(None), pairs_of(lowest)),))
+    parts = tuple(tables), tuple(lookups), tuple(levels), tuple(appends), tuple(last)
+    return Layout(batch, length, *parts, rows, slots, result, spare, scratch)

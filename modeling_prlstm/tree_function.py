@@ -14,8 +14,8 @@ from .layout import Form, make_layout, repeated_levels
 # gates of this many merges.
 CHECKPOINT_TOKENS = 4096
 
-# About how many bytes a tree's buffers have for each of its leaves, times H; and without a backward.
-BYTES, FORWARD_BYTES = 160, 40
+# About how many bytes a tree's buffers have for each of its merges, times H; and without a backward.
+BYTES, FORWARD_BYTES = 80, 20
 
 # Weights in turn, and the rows' lengths, to a tree.
 MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], "LeavesFirst | InTurn"]
@@ -57,8 +57,8 @@ class Composition(NamedTuple):
 
     def size(self, hidden_size: int, differentiable: bool) -> int:
         """About how many bytes the buffers have."""
-        leaves = self.rows * (self.length if self.form == "every" else self.length >> self.tables)
-        return leaves * hidden_size * (BYTES if differentiable else FORWARD_BYTES)
+        merges = self.rows * (2 * self.length if self.form == "every" else self.length >> self.tables)
+        return merges * hidden_size * (BYTES if differentiable else FORWARD_BYTES)
 
 
 def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tensor | None, *weights: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tens
         cells = [(arithmetic.operand(weight), bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True)]
 
         def make_rows(part: slice, keep: bool) -> LeavesFirst:
-            layout = make_layout(len(range(batch)[part]), length, form, count)
+            layout = make_layout(len(range(batch)[part]), length, form, count, arithmetic.merges_by_ids)
             own = None if lengths is None else lengths[part]
             at_once = CHECKPOINT_TOKENS if checkpoint else None
             tree = TREES[form](arithmetic, layout, product[..., ::3], cells, own, keep, at_once)

@@ -154,7 +154,7 @@ def test_survey(shape, missing, dtype):
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize("batch", [1, 3, 29])
 def test_sorted_ids(batch, monkeypatch):
-    """Parts of the tokens, sorted each: the last is not full, and one id has more of them than a program takes."""
+    """Several programs for an id: some have nothing to do, and one id has more tokens than they take at once."""
     monkeypatch.setattr("modeling_prlstm.kernels.ONE_HOT_IDS", 0)
     monkeypatch.setattr("modeling_prlstm.kernels.SORTED_TOKENS", 40)
     model = model_of()
@@ -176,6 +176,67 @@ def test_repeated_pairs_are_merged_once(backend, length, every_prefix, checkpoin
     expected = states_and_gradients(model, "eager", *arguments)
     model.composer.merge.gradient_checkpointing = checkpoint
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.fixture
+def by_ids(monkeypatch):
+    """The lowest level of known ids is merged by these, however few merges there are."""
+    for name in ("fused_cpu.TorchArithmetic", *(["kernels.TritonArithmetic"] if HAS_TRITON else [])):
+        monkeypatch.setattr(f"modeling_prlstm.{name}.merges_by_ids", lambda self, ids, merges: True)
+
+
+RAGGED = [1, 2, 3, 4, 5, 8, 12]
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("length", "every_prefix", "lengths", "checkpoint"),
+    [
+        (2, True, None, None),
+        (2, False, None, 26),
+        (3, True, None, 26),
+        (3, False, [1, 3, 2, 1, 3, 2, 1], None),
+        (8, False, None, None),
+        (12, False, RAGGED, None),
+        (12, False, RAGGED, 26),
+        (12, True, RAGGED, None),
+        (13, True, None, 4096),
+        (13, False, None, 8),
+    ],
+)
+def test_merging_by_ids(backend, length, every_prefix, lengths, checkpoint, monkeypatch):
+    """What each id adds to the gates' sums is computed once."""
+    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 100)
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", checkpoint)
+    model = model_of(num_refinements=2).train()
+    arguments = batch_of(length, batch=7), None if lengths is None else torch.tensor(lengths), every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    model.composer.merge.gradient_checkpointing = checkpoint is not None
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("every_prefix", "checkpoint"), [(True, False), (False, True), (False, False)])
+def test_merging_by_ids_above_tables(backend, every_prefix, checkpoint, monkeypatch):
+    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
+    monkeypatch.setattr("modeling_prlstm.kernels.SORTED_TOKENS", 20)
+    model = model_of(vocab_size=2, num_refinements=0).train()
+    arguments = batch_of(22, batch=29) % 2, None, every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    model.composer.merge.gradient_checkpointing = checkpoint
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_merging_by_ids_in_half_precision(backend, dtype):
+    model, reference = model_of(dtype, hidden_size=16), model_of(hidden_size=16)
+    reference.load_state_dict(model.state_dict())
+    expected = states_and_gradients(reference, "eager", batch_of(6), None, True)
+    assert_agrees(states_and_gradients(model, backend, batch_of(6), None, True, DEVICE[backend]), expected, 2e-2)
 
 
 @pytest.fixture
@@ -236,6 +297,16 @@ def test_large_tiles(dtype, monkeypatch):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32", "by_ids")
+@pytest.mark.parametrize("weighting", [1, 1e-25, 1e20])
+def test_tf32_merging_by_ids(weighting):
+    model = model_of()
+    expected = states_and_gradients(model, "eager", batch_of(13), None, True, weighting=weighting)
+    actual = states_and_gradients(model, "triton", batch_of(13), None, True, DEVICE["triton"], weighting=weighting)
+    assert_agrees(actual, expected, 2e-3)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # by the interpreter
 @pytest.mark.parametrize(
@@ -259,10 +330,13 @@ def test_tf32_far_from_1(every_prefix, weights, of_o, weighting):
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize("wrong", [-1, 2, 5])
+@pytest.mark.parametrize(("repeats", "merges_by_ids"), [(1, False), (1, True), (100, True)])
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
-def test_an_unknown_id_gives_nan_where_pairs_repeat(every_prefix, wrong, monkeypatch):
+def test_an_unknown_id_gives_nan_where_ids_repeat(every_prefix, repeats, merges_by_ids, wrong, monkeypatch, request):
     """Where no check of values is possible, as in a CUDA graph: its pairs have no number that another pair has."""
-    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
+    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", repeats)
+    if merges_by_ids:
+        request.getfixturevalue("by_ids")
     model = model_of(vocab_size=2, backend="triton").to(DEVICE["triton"])
     tokens = batch_of(8, batch=29).to(DEVICE["triton"]) % 2
     for place in range(8):

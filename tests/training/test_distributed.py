@@ -136,6 +136,25 @@ def test_fsdp2_with_an_embedding_table_and_activation_checkpointing(tmp_path):
     assert loaded.state_dict().keys() == build_model(embedding_size=4).state_dict().keys()
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        (str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2"),
+        (*ACCELERATE, str(CONFIGS / "several_gpus.yaml"), "--num_processes", "2"),
+        (*ACCELERATE, str(CONFIGS / "fsdp.yaml"), "--num_processes", "2"),
+    ],
+    ids=["torchrun", "accelerate", "fsdp2"],
+)
+def test_two_gpus(launcher, tmp_path):
+    """From the second epoch on by CUDA graphs, whose gradients the processes share as any others."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    alone = train(tmp_path / "one", (sys.executable,), batch=2 * BATCH, arguments=(), CUDA_VISIBLE_DEVICES="0")[0]
+    reports = train(tmp_path / "two", launcher, arguments=())
+    check_same_training(tmp_path / "two", reports, (tmp_path / "one", alone))
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_read_by_this_accelerate_and_explained(path):
     load_config_from_file(str(path))

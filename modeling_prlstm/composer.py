@@ -159,7 +159,7 @@ class PRLSTMComposer(nn.Module):
         def call(*inputs: Tensor) -> tuple[Tensor, ...]:
             return (compose(how, *inputs),)
 
-        size = how.size(self.config.hidden_size, torch.is_grad_enabled())
+        size = how.size(self.config.hidden_size, len(self.merge.refine), torch.is_grad_enabled())
         function = Function(call, (), lambda parameters: call, (backend, how[1:]), size)
         return self.graphs.run(function, ids, product, lengths, *weights)[0]
 

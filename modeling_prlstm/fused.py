@@ -228,9 +228,9 @@ class Leaves(NamedTuple):
         return self if self.ids is None else self._replace(ids=self.ids[:, columns])
 
     def last(self, lengths: Tensor) -> "Leaves":
-        """The last of each row, of leaves with ids and rows of `lengths` [B]."""
+        """The last of each row, of leaves with ids and rows of `lengths` [B]; any of a row without tokens."""
         assert self.ids is not None
-        return self._replace(ids=self.ids.gather(1, lengths[:, None] - 1))
+        return self._replace(ids=self.ids.gather(1, (lengths[:, None] - 1).clamp(min=0)))
 
     def all_pairs(self) -> "Leaves":
         """Every pair of ids, in order: leaves with ids [V**2, 2]."""
@@ -372,7 +372,7 @@ class Tree:
     def _pairs_backward(self) -> Pair:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
         assert self.of_pairs is not None
-        of_terms, of_cell = self.of_pairs
+        (of_terms, of_cell), self.of_pairs = self.of_pairs, None
         of_hidden, self.of_weight = self.arithmetic.terms_backward(of_terms, self.leaves.hidden, self.cells[0][0])
         return of_hidden, of_cell
 
@@ -554,7 +554,7 @@ class Tree:
         self.gradients = hidden.new_empty(hidden.shape, dtype=self.like.dtype), cell
         if self.shares_states:  # gradients arrive at the levels before these are differentiated
             levels = [step for step in layout.levels if step.slot is not None]
-            first = (levels[0].slot or 0) if levels else 0
+            first = next((step.slot for step in levels if step.slot is not None), 0)
             after = first + 2 * sum(step.rows for step in levels)
             self.saved = first, cell[first:after].clone()
             for part in self.gradients:
@@ -580,7 +580,7 @@ class Tree:
     def _weights_backward(self) -> list[Tensor]:
         if self.keep and self.layout.rows:
             self._multiply_slopes(self.kept, 0, 0, self.layout.rows)
-        if self.of_pairs is not None:
+        if self.layout.by_ids is not None:
             before = self.weight_gradients[0]
             self.weight_gradients[0] = self.of_weight if before is None else self.of_weight.add_(before)
         gradients = []

@@ -132,12 +132,13 @@ class TorchArithmetic:
 
     def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
         """See `Arithmetic`."""
-        return torch.stack([hidden @ part.t() for part in weight.values.chunk(2, dim=1)])
+        hidden, *sides = _in_float32(hidden, weight)
+        return torch.stack([hidden @ side.t() for side in sides])
 
     def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
         """See `Arithmetic`."""
-        gradient = gradient.to(hidden.dtype)
-        left, right = (part @ of for part, of in zip(gradient, weight.values.chunk(2, dim=1), strict=True))
+        hidden, *sides = _in_float32(hidden, weight)
+        left, right = (part @ side for part, side in zip(gradient, sides, strict=True))
         return left + right, torch.cat([part.t() @ hidden for part in gradient], dim=1)
 
     def forward_by_ids(
@@ -244,6 +245,12 @@ def _in_slots(values: Tensor, positions: slice) -> Tensor:
     """The `positions` of `values` [B, T, ...] in the order of their slots, [m, B, n, ...]: one, or all in pairs."""
     chosen = values[:, positions]
     return chosen.unflatten(1, (-1, min(2, chosen.shape[1]))).transpose(0, 1)
+
+
+def _in_float32(hidden: Tensor, weight: InUnits) -> list[Tensor]:
+    """In float32 at least: `hidden` states [V, H], and the halves [5H, H] of the binary cell's `weight`."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return [part.to(dtype) for part in (hidden, *weight.values.chunk(2, dim=1))]
 
 
 def _each_side(pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 # Up to this many ids, the gradients of equal ids are summed by products with one-hot ids; of more, the ids are sorted,
-# and each is summed by a program for about this many tokens.
+# and each is summed by a program for about this many tokens, at most 8.
 ONE_HOT_IDS, SORTED_TOKENS = 128, 16384
 
 # From so many rows on, tiles are large.
@@ -101,7 +101,7 @@ class TritonArithmetic:
         count = 0 if labels is None else labels.numel()
         programs = min(64, max(batch // 8, count // 1024) + 1)
         # The kernel writes to the host's own memory, which spares a copy.
-        found = torch.empty(8, programs, dtype=torch.int64, pin_memory=not INTERPRETED)
+        found = torch.empty(8, programs, dtype=torch.int64, device="cpu", pin_memory=not INTERPRETED)
         strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
         flat = None if labels is None else labels.flatten()
         with torch.cuda.device_of(given[0]):

@@ -1,7 +1,7 @@
 """Where the fused paths keep the states of a tree: the merge plan of a batch as places in one buffer, in integers.
 
-Every merge of the whole batch has a *row*, and every row two *slots*, 2 * row and 2 * row + 1, for the states that it
-merges: left, right. A state is written straight into the slot where it is merged, so that the inputs of any run of
+Every merge of the whole batch has a *row*, and every row two neighbouring *slots* for the states that it merges: left,
+right. A state is written straight into the slot where it is merged, so that the inputs of any run of
 rows are one matrix [rows, 2H] with nothing to gather, and so that the weights' gradient is one product over all rows.
 Within a level, merge p of batch row b is row p * batch + b. Slots past the last row hold what no merge takes.
 

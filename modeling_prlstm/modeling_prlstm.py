@@ -296,7 +296,7 @@ class _Classifier(PRLSTMPreTrainedModel):
 
         # All that decides what the graph does, besides the inputs and the parameters.
         depends_on = type(self), self.training, backend, how[1:], batch.problem_type, *batch.tensors
-        size = how.size(composer.config.hidden_size, torch.is_grad_enabled())
+        size = how.size(composer.config.hidden_size, len(composer.merge.refine), torch.is_grad_enabled())
         # Gradients in float16 must be made of a scaled loss.
         gives_loss = self.training and "labels" in tensors and dtype != torch.float16
         function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss)

@@ -14,8 +14,9 @@ from .layout import Form, make_layout, repeated_levels
 # gates of this many merges.
 CHECKPOINT_TOKENS = 4096
 
-# About how many bytes a tree's buffers have for each of its merges, times H; and without a backward.
-BYTES, FORWARD_BYTES = 80, 20
+# About how many bytes a tree's buffers have, times H, for each of its merges and for each refinement of these; and
+# without a backward.
+BYTES, FORWARD_BYTES = (48, 24), (16, 4)
 
 # Weights in turn, and the rows' lengths, to a tree.
 MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], "LeavesFirst | InTurn"]
@@ -55,10 +56,11 @@ class Composition(NamedTuple):
         """Whether it can become a CUDA graph."""
         return self.arithmetic.can_capture((self.ids or 0) ** 2**self.tables)
 
-    def size(self, hidden_size: int, differentiable: bool) -> int:
+    def size(self, hidden_size: int, refinements: int, differentiable: bool) -> int:
         """About how many bytes the buffers have."""
         merges = self.rows * (2 * self.length if self.form == "every" else self.length >> self.tables)
-        return merges * hidden_size * (BYTES if differentiable else FORWARD_BYTES)
+        of_merge, of_refinement = BYTES if differentiable else FORWARD_BYTES
+        return merges * hidden_size * (of_merge + refinements * of_refinement)
 
 
 def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tensor | None, *weights: Tensor) -> Tensor:

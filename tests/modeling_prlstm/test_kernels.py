@@ -4,6 +4,7 @@ The Triton kernels run through Triton's interpreter where there is no GPU, on th
 """
 
 import importlib.util
+import pkgutil
 
 import pytest
 import torch
@@ -144,7 +145,8 @@ def test_survey(shape, missing, dtype):
     parts = [None if number == missing else part for number, part in enumerate((ids, mask, labels))]
     expected = arithmetic_of("fused").survey(*parts)
     on_device = [None if part is None else part.to(DEVICE["triton"]) for part in parts]
-    found = arithmetic_of("triton").survey(*on_device)
+    with torch.device("meta"):  # as a user's default device
+        found = arithmetic_of("triton").survey(*on_device)
     for name, bounds in expected._asdict().items():
         if bounds is not None and name != "lengths":
             bounds = min(0, bounds[0]), max(0, bounds[1])
@@ -178,11 +180,20 @@ def test_repeated_pairs_are_merged_once(backend, length, every_prefix, checkpoin
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
+ARITHMETICS = ["fused_cpu.TorchArithmetic", *(["kernels.TritonArithmetic"] if HAS_TRITON else [])]
+
+
 @pytest.fixture
 def by_ids(monkeypatch):
     """The lowest level of known ids is merged by these, however few merges there are."""
-    for name in ("fused_cpu.TorchArithmetic", *(["kernels.TritonArithmetic"] if HAS_TRITON else [])):
-        monkeypatch.setattr(f"modeling_prlstm.{name}.merges_by_ids", lambda self, ids, merges: True)
+    calls = []
+    for name in ARITHMETICS:
+        kind = pkgutil.resolve_name(f"modeling_prlstm.{name}")
+        own = kind.forward_by_ids
+        monkeypatch.setattr(kind, "merges_by_ids", lambda self, ids, merges: True)
+        monkeypatch.setattr(kind, "forward_by_ids", lambda *given, own=own: (calls.append(1), own(*given)))
+    yield
+    assert calls
 
 
 RAGGED = [1, 2, 3, 4, 5, 8, 12]
@@ -202,7 +213,7 @@ RAGGED = [1, 2, 3, 4, 5, 8, 12]
         (12, False, RAGGED, 26),
         (12, True, RAGGED, None),
         (13, True, None, 4096),
-        (13, False, None, 8),
+        (6, False, None, 2),
     ],
 )
 def test_merging_by_ids(backend, length, every_prefix, lengths, checkpoint, monkeypatch):
@@ -227,6 +238,54 @@ def test_merging_by_ids_above_tables(backend, every_prefix, checkpoint, monkeypa
     expected = states_and_gradients(model, "eager", *arguments)
     model.composer.merge.gradient_checkpointing = checkpoint
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_merging_by_ids_in_parts(backend, monkeypatch):
+    for name in ARITHMETICS:
+        monkeypatch.setattr(f"modeling_prlstm.{name}.rows", 4)
+    model = model_of()
+    expected = states_and_gradients(model, "eager", batch_of(21, batch=2), None, False)
+    actual = states_and_gradients(model, backend, batch_of(21, batch=2), None, False, DEVICE[backend])
+    assert_agrees(actual, expected, 1e-5)
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_merging_by_ids_without_tokens(backend):
+    """As a mask that is not looked at, in a CUDA graph, may give: other rows have their states."""
+    model = model_of(backend=backend).to(DEVICE[backend])
+    tokens = batch_of(7).to(DEVICE[backend])
+    states = [model.composer(tokens, torch.tensor([3, n, 7]).to(tokens.device), False)[1][::2] for n in (0, 5)]
+    assert torch.equal(*states)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_when_to_merge_by_ids(monkeypatch):
+    """By the rule itself; ids of another dtype, cut from a wider batch, of rows with lengths of their own."""
+    for name, value in (("MANY_ROWS", 16), ("FEWER_IDS", 0)):
+        monkeypatch.setattr(f"modeling_prlstm.kernels.{name}", value)
+    calls = []
+    kind = pkgutil.resolve_name("modeling_prlstm.kernels.TritonArithmetic")
+    own = kind.forward_by_ids
+    monkeypatch.setattr(kind, "forward_by_ids", lambda *given: (calls.append(1), own(*given)))
+    for vocab_size in (100, 140):
+        model = model_of(vocab_size=vocab_size)
+        tokens = (batch_of(20, batch=7).int() * (vocab_size // 5))[:, 3:16]
+        arguments = tokens, torch.tensor([13, 1, 2, 3, 8, 9, 12]), False
+        expected = states_and_gradients(model, "eager", *arguments)
+        assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, 1e-5)
+        assert bool(calls) == (vocab_size > 128)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.parametrize("count", [5, 2**15 - 1, 2**15, 10**5])
+def test_sorting_by_id(count):
+    ids = torch.tensor([[0, count - 1, -1, 2], [count, count - 1, 2, count + 7]])
+    order, starts = pkgutil.resolve_name("modeling_prlstm.kernels._sort_by_id")(ids, count)
+    for own in (0, 1, 2, count - 1):
+        assert torch.equal(order[starts[own] : starts[own + 1]], (ids.t().flatten() == own).nonzero().flatten())
 
 
 @pytest.mark.usefixtures("by_ids")
@@ -339,7 +398,7 @@ def test_an_unknown_id_gives_nan_where_ids_repeat(every_prefix, repeats, merges_
         request.getfixturevalue("by_ids")
     model = model_of(vocab_size=2, backend="triton").to(DEVICE["triton"])
     tokens = batch_of(8, batch=29).to(DEVICE["triton"]) % 2
-    for place in range(8):
+    for place in (0, 3, 6, 7):
         ids = tokens.clone()
         ids[3, place] = wrong
         with torch.no_grad():

@@ -124,14 +124,8 @@ class Arithmetic(Protocol):
     def merges_by_ids(self, ids: int, merges: int) -> bool:
         """Whether `forward_by_ids` and what belongs to it are worth it for so many `merges` of states of `ids` ids."""
 
-    def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
-        """What `hidden` states [V, H] add to the gates' sums of a merge [2, V, 5H]: as the left one, as the right one.
-
-        `weight` is the binary cell's `operand`.
-        """
-
-    def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
-        """The gradients of `hidden` and `weight`, of that of their `terms`."""
+    def in_float32(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+        """In float32 at least: `hidden` states [V, H], and the binary cell's `weight` by sides [2, 5H, H]."""
 
     def forward_by_ids(
         self, pairs: "Pairs", bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -243,7 +237,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         ids: [B, 2m], rows of `cell`.
-        terms: [2, V, 5H]; see `Arithmetic.terms`.
+        terms: what each id's state adds to the gates' sums [2, V, 5H], as the left one and as the right one.
         cell: [V, H], in float32 at least.
     """
 
@@ -340,7 +334,8 @@ class Tree:
         if self.layout.by_ids is not None:
             assert leaves.ids is not None
             self.leaves = leaves
-            self.pairs = Pairs(leaves.ids, self.arithmetic.terms(leaves.hidden, self.cells[0][0]), leaves.cell)
+            hidden, sides = self.arithmetic.in_float32(leaves.hidden, self.cells[0][0])
+            self.pairs = Pairs(leaves.ids, hidden @ sides.transpose(1, 2), leaves.cell)
 
     def _some_leaves(self, leaves: Leaves, columns: slice | None) -> Leaves:
         if columns is not None:
@@ -373,8 +368,9 @@ class Tree:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
         assert self.of_pairs is not None
         (of_terms, of_cell), self.of_pairs = self.of_pairs, None
-        of_hidden, self.of_weight = self.arithmetic.terms_backward(of_terms, self.leaves.hidden, self.cells[0][0])
-        return of_hidden, of_cell
+        hidden, sides = self.arithmetic.in_float32(self.leaves.hidden, self.cells[0][0])
+        self.of_weight = (of_terms.transpose(1, 2) @ hidden).transpose(0, 1).flatten(1)
+        return (of_terms @ sides).sum(0), of_cell
 
     def _results(self, buffers: Pair, table: Table) -> Pair:
         return buffers[0][table.result], buffers[1][table.result]

@@ -130,22 +130,17 @@ class TorchArithmetic:
         """See `Arithmetic`."""
         return merges >= FEWER_IDS * ids
 
-    def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
+    def in_float32(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
         """See `Arithmetic`."""
-        hidden, *sides = _in_float32(hidden, weight)
-        return torch.stack([hidden @ side.t() for side in sides])
-
-    def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
-        """See `Arithmetic`."""
-        hidden, *sides = _in_float32(hidden, weight)
-        left, right = (part @ side for part, side in zip(gradient, sides, strict=True))
-        return left + right, torch.cat([part.t() @ hidden for part in gradient], dim=1)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        return hidden.to(dtype), torch.stack(weight.values.to(dtype).chunk(2, dim=1))
 
     def forward_by_ids(
         self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
     ) -> None:
         """See `Arithmetic`."""
-        (left, right), cell = _each_side(pairs), _cells_of(pairs)
+        left, right = ids = _each_side(pairs)
+        cell = _cells_of(pairs, ids)
         of_left, of_right = pairs.terms
         sums = of_left.index_select(0, left).add_(of_right.index_select(0, right)).add_(bias)
         gates = sums.to(cell.dtype) if gates is None else gates.copy_(sums)
@@ -191,7 +186,8 @@ class TorchArithmetic:
         of_cell: Tensor,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, _cells_of(pairs), slopes, sums, of_cell, accumulate=False)
+        cell = _cells_of(pairs, _each_side(pairs))
+        _differentiate(gradient, target, batch, gates, cell, slopes, sums, of_cell, accumulate=False)
 
     def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
         """See `Arithmetic`."""
@@ -247,21 +243,15 @@ def _in_slots(values: Tensor, positions: slice) -> Tensor:
     return chosen.unflatten(1, (-1, min(2, chosen.shape[1]))).transpose(0, 1)
 
 
-def _in_float32(hidden: Tensor, weight: InUnits) -> list[Tensor]:
-    """In float32 at least: `hidden` states [V, H], and the halves [5H, H] of the binary cell's `weight`."""
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return [part.to(dtype) for part in (hidden, *weight.values.chunk(2, dim=1))]
-
-
 def _each_side(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """The ids of the left ones and the right ones, in the order of the rows [n] that merge them."""
     left, right = (pairs.ids[:, side::2].t().flatten() for side in (0, 1))
     return left, right
 
 
-def _cells_of(pairs: Pairs) -> Tensor:
-    """Their cell states [n, 2, H]."""
-    return torch.stack([pairs.cell.index_select(0, side) for side in _each_side(pairs)], dim=1)
+def _cells_of(pairs: Pairs, ids: tuple[Tensor, Tensor]) -> Tensor:
+    """Their cell states [n, 2, H], of the `ids` of each side."""
+    return torch.stack([pairs.cell.index_select(0, side) for side in ids], dim=1)
 
 
 def _finish(gates: Tensor, cell: Tensor, out: Pair, target: Target, batch: int) -> None:

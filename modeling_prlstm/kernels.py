@@ -252,16 +252,14 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         return ONE_HOT_IDS < ids <= IDS_IN_CACHE and merges >= max(MANY_ROWS, FEWER_IDS * ids)
 
-    def terms(self, hidden: Tensor, weight: InUnits) -> Tensor:
+    def in_float32(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
         """See `Arithmetic`."""
-        hidden, sides = _in_float32(hidden, weight)
-        return hidden @ sides.transpose(1, 2)
-
-    def terms_backward(self, gradient: Tensor, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
-        """See `Arithmetic`."""
-        hidden, sides = _in_float32(hidden, weight)
-        of_sides = gradient.transpose(1, 2) @ hidden
-        return (gradient @ sides).sum(0), of_sides.transpose(0, 1).flatten(1)
+        values = weight.values.float()
+        if weight.units is None:
+            hidden = hidden.float()
+        else:
+            hidden, values = hidden.float() * HIDDEN_UNIT, values * weight.units[:, None]
+        return hidden, torch.stack(values.chunk(2, dim=1))
 
     def forward_by_ids(
         self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -412,16 +410,6 @@ def _differentiate(
         COLUMNS=columns,
         num_warps=warps,
     )
-
-
-def _in_float32(hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
-    """`hidden` states [V, H], and the binary cell's `weight` by sides [2, 5H, H]."""
-    values = weight.values.float()
-    if weight.units is None:
-        hidden = hidden.float()
-    else:
-        hidden, values = hidden.float() * HIDDEN_UNIT, values * weight.units[:, None]
-    return hidden, torch.stack(values.chunk(2, dim=1))
 
 
 def _hidden_unit(hidden: Tensor, like: Tensor) -> float:

@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 from .fused import TREES, Arithmetic, Leaves, Tree
 from .layout import Form, make_layout, repeated_levels
 
-# Under activation checkpointing the trees of rows with about this many tokens exist at a time; of a longer row, the
-# gates of this many merges.
-CHECKPOINT_TOKENS = 4096
+# Under activation checkpointing the trees of rows with about this many tokens exist at a time, or of a larger batch
+# those of an eighth of its rows; of a longer row, the gates of this many merges.
+CHECKPOINT_TOKENS, CHECKPOINT_PARTS = 4096, 8
 
 # About how many bytes a tree's buffers have, times H, for each of its merges and for each refinement of these; and
 # without a backward.
@@ -44,7 +44,16 @@ class Composition(NamedTuple):
     @property
     def rows(self) -> int:
         """How many of the batch's rows have trees at a time."""
-        return min(self.batch, max(1, CHECKPOINT_TOKENS // self.length)) if self.checkpoint else self.batch
+        if not self.checkpoint:
+            return self.batch
+        return min(self.batch, max(1, CHECKPOINT_TOKENS // self.length, self.batch // CHECKPOINT_PARTS))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the trees that exist at a time keep what their backward reads, in the backward at least."""
+        if not self.checkpoint:
+            return True
+        return self.rows * self.length <= max(CHECKPOINT_TOKENS, self.batch * self.length // CHECKPOINT_PARTS)
 
     @property
     def tables(self) -> int:
@@ -85,14 +94,14 @@ def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tens
         def make_rows(part: slice, keep: bool) -> LeavesFirst:
             layout = make_layout(len(range(batch)[part]), length, form, count, arithmetic.merges_by_ids)
             own = None if lengths is None else lengths[part]
-            at_once = CHECKPOINT_TOKENS if checkpoint else None
+            at_once = None if how.keeps else CHECKPOINT_TOKENS
             tree = TREES[form](arithmetic, layout, product[..., ::3], cells, own, keep, at_once)
             return LeavesFirst(arithmetic, tree)
 
         if not checkpoint:
             return make_rows(slice(batch), differentiable)
         parts = [slice(first, min(first + how.rows, batch)) for first in range(0, batch, how.rows)]
-        return InTurn(make_rows, parts, length)
+        return InTurn(make_rows, parts, how.keeps)
 
     with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
         if differentiable:
@@ -127,12 +136,11 @@ class InTurn:
     Args:
         make: makes the tree of some rows; whether it keeps what its backward reads.
         parts: the rows that exist at a time.
-        length: tokens of the longest row.
+        keeps: see `Composition`.
     """
 
-    def __init__(self, make: Callable[[slice, bool], LeavesFirst], parts: list[slice], length: int):
-        self.make, self.parts = make, parts
-        self.keep = parts[0].stop * length <= CHECKPOINT_TOKENS
+    def __init__(self, make: Callable[[slice, bool], LeavesFirst], parts: list[slice], keeps: bool):
+        self.make, self.parts, self.keeps = make, parts, keeps
 
     def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
         """See `LeavesFirst.forward`."""
@@ -164,7 +172,7 @@ class InTurn:
         return tuple(total if of_tokens is None else [of_tokens, *total])
 
     def _part_backward(self, part: slice, gradient: Tensor, product: Tensor) -> list[Tensor]:
-        tree = self.make(part, self.keep)
+        tree = self.make(part, self.keeps)
         leaves = self._leaves(part, product)
         tree.forward(*leaves)
         return [*tree.backward(gradient, leaves[1])]

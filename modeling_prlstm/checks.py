@@ -46,11 +46,12 @@ def checked_inputs(
             "Give each row at least one token."
         )
     if input_ids is not None:
-        _check_range(input_ids, attention_mask, config.vocab_size, bounds)
+        check_range(input_ids, attention_mask, config.vocab_size, bounds)
     return inputs
 
 
-def _check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, bounds: Bounds | None) -> None:
+def check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, bounds: Bounds | None) -> None:
+    """Raise unless the ids [B, T], whose `bounds` may be known, are below `vocab_size` where they are not padding."""
     if bounds is None and not can_look_at(input_ids):
         return
     low, high = bounds or torch.stack(input_ids.aminmax()).tolist()

@@ -27,19 +27,19 @@ Bounds = tuple[int, int]
 
 
 class Survey(NamedTuple):
-    """What there is to check of a batch's values.
+    """What there is to check of a batch's values: bounds, of what there is none of 0.
 
     Attributes:
-        ids: their bounds, or with 0, which is always right, between them; None: they were not looked at.
+        ids: their bounds, or with 0, which is always right, between them.
         mask: likewise.
         lengths: of the numbers of tokens in the mask's rows.
         labels: like ids. -100, where there is none, counts as 0.
     """
 
-    ids: Bounds | None
-    mask: Bounds | None
-    lengths: Bounds | None
-    labels: Bounds | None
+    ids: Bounds
+    mask: Bounds
+    lengths: Bounds
+    labels: Bounds
 
 
 class InUnits(NamedTuple):
@@ -67,8 +67,22 @@ class Arithmetic(Protocol):
     def can_capture(self, ids: int) -> bool:
         """Whether the work on leaves of `ids` ids can become a CUDA graph: where it does not wait for the GPU."""
 
-    def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
-        """The bounds of ids [B, T], a mask [B, T] and labels, which have no fractions; waits for a GPU once."""
+    @property
+    def bears_unknown_ids(self) -> bool:
+        """Whether unknown ids make states NaN and do no other harm, so that they may be looked at later."""
+
+    def look(
+        self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, found: Tensor | None = None
+    ) -> Tensor:
+        """Start to look at ids [B, T], a mask [B, T] and labels, which have no fractions.
+
+        Returns:
+            What `survey` reads once the device has done its work: `found`, if it is given, which an earlier call gave
+            for tensors of the same shapes.
+        """
+
+    def survey(self, found: Tensor) -> Survey:
+        """Read what `look` gave."""
 
     def operand(self, weight: Tensor) -> InUnits:
         """`weight` as `forward` and `backward` take it."""

@@ -31,14 +31,25 @@ class TorchArithmetic:
         """See `Arithmetic`."""
         return ids <= ONE_HOT_IDS["cuda"]
 
-    def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
+    bears_unknown_ids = False
+
+    def look(
+        self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, found: Tensor | None = None
+    ) -> Tensor:
         """See `Arithmetic`."""
         lengths = None if mask is None else (mask != 0).sum(dim=1)
         labels = None if labels is None else labels.masked_fill(labels == -100, 0)
         parts = ids, None if mask is None else mask.long(), lengths, labels
-        bounds = [bound.long() for part in parts if part is not None for bound in part.aminmax()]
-        found = iter(torch.stack(bounds).tolist() if bounds else [])
-        return Survey(*(None if part is None else (next(found), next(found)) for part in parts))
+        device = next((part.device for part in parts if part is not None), "cpu")
+        bounds = torch.zeros(4, 2, dtype=torch.int64, device=device) if found is None else found
+        for own, part in zip(bounds, parts, strict=True):
+            if part is not None:
+                own.copy_(torch.stack(part.aminmax()))
+        return bounds
+
+    def survey(self, found: Tensor) -> Survey:
+        """See `Arithmetic`."""
+        return Survey(*((low, high) for low, high in found.tolist()))
 
     def operand(self, weight: Tensor) -> InUnits:
         """See `Arithmetic`."""

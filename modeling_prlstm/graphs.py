@@ -89,6 +89,25 @@ def casting_anew(dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False)
 
 
+class Checks(NamedTuple):
+    """Of the values of a function's inputs. A graph looks at them while it works: no value may do it harm.
+
+    Attributes:
+        look: starts to look at the inputs; gives what is found, in the host's memory once the GPU has looked. With
+            what it gave before, for inputs of the same shapes, that takes the findings.
+        judge: raises for findings that it does not like.
+    """
+
+    look: Callable[[Tensors, Tensor | None], Tensor]
+    judge: Callable[[Tensor], None]
+
+    def now(self, inputs: Tensors) -> None:
+        """Look, wait and judge."""
+        found = self.look(inputs, None)
+        torch.cuda.current_stream().synchronize()
+        self.judge(found)
+
+
 class Function(NamedTuple):
     """What becomes a graph.
 
@@ -99,6 +118,7 @@ class Function(NamedTuple):
         depends_on: what else decides what it does; with the shapes of its tensors, it tells one graph from another.
         size: bytes of the buffers that it needs, about, with those of its backward if there will be one.
         gives_loss: whether the first result is a loss, from which alone a backward will probably start.
+        checks: to be made of each call's inputs before its results are given; None: there are none.
     """
 
     call: Callable[..., tuple[Tensor, ...]]
@@ -107,6 +127,7 @@ class Function(NamedTuple):
     depends_on: Hashable
     size: int
     gives_loss: bool = False
+    checks: Checks | None = None
 
 
 def differentiate(results: Sequence[Tensor], of_results: Tensors, tensors: Tensors) -> list[Tensor | None]:
@@ -127,6 +148,13 @@ def differentiate(results: Sequence[Tensor], of_results: Tensors, tensors: Tenso
 def _leaf(tensor: Tensor, differentiable: bool = True) -> Tensor:
     """A leaf of its own for autograd, on the same memory: without the tensor's hooks and the streams that it knows."""
     return tensor.detach().requires_grad_(tensor.requires_grad) if differentiable else tensor.detach()
+
+
+def _in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The `gradient` in memory as its `tensor` is: autograd would copy any other."""
+    if gradient.is_sparse or gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor, dtype=gradient.dtype).copy_(gradient)
 
 
 def capture(
@@ -169,16 +197,27 @@ class Graph:
         parameters = [_leaf(parameter, differentiable) for parameter in function.parameters]
         call = function.rebind(parameters)
         attached: Sequence[Tensor] = ()
+        checks = function.checks
+        self.found = None if checks is None else checks.look(self.inputs, None)
+        self.looked = torch.cuda.Event(external=True)  # to wait for it is not to wait for the rest of the graph
 
         def forward() -> list[Tensor]:
             nonlocal attached
+            if checks is not None:
+                checks.look(self.inputs, self.found)
+                self.looked.record()
             attached = call(*self.inputs)
             return [result.detach() for result in attached]
 
         def backward() -> list[Tensor]:
-            gradients = differentiate(attached, self.of_results, (*self.inputs, *parameters))
+            tensors = *self.inputs, *parameters
+            gradients = differentiate(attached, self.of_results, tensors)
             self.has_gradient = [gradient is not None for gradient in gradients]
-            return [gradient for gradient in gradients if gradient is not None]
+            return [
+                _in_layout_of(tensor, gradient)
+                for tensor, gradient in zip(tensors, gradients, strict=True)
+                if tensor is not None and gradient is not None
+            ]
 
         stream = capture_stream(torch.device("cuda", torch.cuda.current_device()))
         with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused(), _apart():
@@ -213,13 +252,17 @@ class Graph:
         self.claimed = weakref.ref(claim)
         return claim
 
-    def forward(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        """What the function gives for `inputs`."""
+    def forward(self, inputs: Tensors, checks: Checks | None) -> tuple[Tensor, ...]:
+        """What the function gives for `inputs`, after its `checks`."""
         with self.lock, torch.no_grad():
             self._wait_for_others()
             _copy(inputs, self.inputs)
             self.forward_graph.replay()
-            return tuple(_clone(self.results))
+            results = tuple(_clone(self.results))
+            if checks is not None and self.found is not None:
+                self.looked.synchronize()
+                checks.judge(self.found)
+            return results
 
     def can_go_back(self, of_results: Tensors) -> bool:
         """Whether it has a backward of these gradients of its results."""
@@ -262,10 +305,14 @@ class Claim:
     def __init__(self, graph: Graph):
         self.graph: Graph | None = graph
 
-    def forward(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        """The graph's forward."""
+    def forward(self, inputs: Tensors, checks: Checks | None) -> tuple[Tensor, ...]:
+        """The graph's forward; if a check fails, there is no backward to come."""
         assert self.graph is not None
-        return self.graph.forward(inputs)
+        try:
+            return self.graph.forward(inputs, checks)
+        except BaseException:
+            self.graph = None
+            raise
 
     def backward(self, of_results: Tensors) -> list[Tensor | None]:
         """The graph's backward; then the claim is over."""
@@ -287,7 +334,7 @@ class _Replay(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.claim, ctx.function, ctx.dtype = claim, function, autocast_dtype()
-        return claim.forward(tensors[: len(tensors) - len(function.parameters)])
+        return claim.forward(tensors[: len(tensors) - len(function.parameters)], function.checks)
 
     @staticmethod
     @once_differentiable
@@ -336,12 +383,16 @@ class Graphs:
                 graph = self._get(function, inputs, differentiable)
                 busy = graph is not None and graph.busy
                 claim = graph.claim() if graph is not None and graph.differentiable and not busy else None
-            if graph is None:
-                with paused():  # there is no graph of a part where one of all is to come
-                    return function.call(*inputs)
             if claim is not None:
                 return _Replay.apply(claim, function, *tensors)
-            return function.call(*inputs) if busy else graph.forward(inputs)
+            if graph is not None and not busy:
+                return graph.forward(inputs, function.checks)
+            if function.checks is not None:
+                function.checks.now(inputs)
+            if busy:
+                return function.call(*inputs)
+            with paused():  # there is no graph of a part where one of all is to come
+                return function.call(*inputs)
 
     def _get(self, function: Function, inputs: Tensors, differentiable: bool) -> Graph | None:
         shapes = tuple(None if part is None else (part.shape, part.dtype, part.requires_grad) for part in inputs)

@@ -91,31 +91,31 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         return True
 
-    def survey(self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None) -> Survey:
+    bears_unknown_ids = True
+
+    def look(
+        self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, found: Tensor | None = None
+    ) -> Tensor:
         """See `Arithmetic`."""
-        given = [part for part in (ids, mask, labels) if part is not None]
-        if not given:
-            return Survey(None, None, None, None)
         rows = ids if ids is not None else mask
         batch, length = (0, 0) if rows is None else rows.shape
         count = 0 if labels is None else labels.numel()
-        programs = min(64, max(batch // 8, count // 1024) + 1)
-        # The kernel writes to the host's own memory, which spares a copy.
-        found = torch.empty(8, programs, dtype=torch.int64, device="cpu", pin_memory=not INTERPRETED)
+        if found is None:  # the kernel writes to the host's own memory, which spares a copy
+            programs = min(64, max(batch // 8, count // 1024) + 1)
+            found = torch.zeros(8, programs, dtype=torch.int64, device="cpu", pin_memory=not INTERPRETED)
         strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
         flat = None if labels is None else labels.flatten()
-        with torch.cuda.device_of(given[0]):
-            _survey[(programs,)](ids, mask, flat, found, batch, length, *strides, count, BLOCK=1024)
-            if not INTERPRETED:
-                torch.cuda.current_stream().synchronize()
-        lows_and_highs = found.tolist()
-        bounds = [
-            None if part is None else (min(lows), max(highs))
-            for part, lows, highs in zip(
-                (ids, mask, mask, labels), lows_and_highs[::2], lows_and_highs[1::2], strict=True
-            )
-        ]
-        return Survey(*bounds)
+        given = next((part for part in (ids, mask, flat) if part is not None), None)
+        if given is not None:
+            with torch.cuda.device_of(given):
+                grid = (found.shape[1],)
+                _survey[grid](ids, mask, flat, found, batch, length, *strides, count, BLOCK=1024)
+        return found
+
+    def survey(self, found: Tensor) -> Survey:
+        """See `Arithmetic`."""
+        rows = found.tolist()
+        return Survey(*((min(lows), max(highs)) for lows, highs in zip(rows[::2], rows[1::2], strict=True)))
 
     def operand(self, weight: Tensor) -> InUnits:
         """See `Arithmetic`."""
@@ -608,7 +608,7 @@ def _survey(
     count,
     BLOCK: tl.constexpr,
 ):
-    """`TritonArithmetic.survey`."""
+    """`TritonArithmetic.look`."""
     ids_low = tl.zeros((BLOCK,), tl.int64)
     ids_high = tl.zeros((BLOCK,), tl.int64)
     mask_low = tl.zeros((BLOCK,), tl.int64)

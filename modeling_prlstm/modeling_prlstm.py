@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .checks import check_classes, check_labels, checked_inputs
+from .checks import check_classes, check_labels, check_range, checked_inputs
 from .composer import (
     PRLSTMBinary,
     PRLSTMComposer,
@@ -31,8 +31,8 @@ from .composer import (
     has_hooks,
 )
 from .configuration_prlstm import PRLSTMConfig
-from .fused import Arithmetic, Bounds
-from .graphs import Function, can_capture, others_save_tensors
+from .fused import Arithmetic, Bounds, Survey
+from .graphs import Checks, Function, Tensors, can_capture, others_save_tensors
 from .losses import sequence_classification_loss
 from .padding import check_mask, check_mask_shape, check_tensors, is_integer, one_sequence_a_row
 
@@ -194,6 +194,10 @@ IN_LAYERS = {
 }
 
 
+# The problem type of labels that are classes, and the bounds of values that are looked at later.
+CLASSES, UNSEEN = "single_label_classification", (0, 0)
+
+
 class Layers(NamedTuple):
     """Those of a model with a head."""
 
@@ -208,12 +212,14 @@ class Batch(NamedTuple):
     Attributes:
         tensors: the arguments of `forward`, without a mask that hides nothing.
         shape: (B, T).
-        problem_type: that of the labels, where there are several.
+        problem_type: that of the labels.
+        checks: what is still to be checked; None: nothing is.
     """
 
     tensors: dict[str, Tensor]
     shape: tuple[int, int]
     problem_type: str | None
+    checks: Checks | None
 
 
 class _Classifier(PRLSTMPreTrainedModel):
@@ -253,8 +259,8 @@ class _Classifier(PRLSTMPreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
         return self.loss_function(logits, labels, config=self.config, **kwargs)
 
-    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
-        """The problem type, where there are several, after a check that the labels fit."""
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str:
+        """The problem type, after a check that the labels fit."""
         raise NotImplementedError
 
     def _run(
@@ -287,6 +293,8 @@ class _Classifier(PRLSTMPreTrainedModel):
 
         def call(layers: Layers, *inputs: Tensor) -> tuple[Tensor, ...]:
             named = dict(zip(batch.tensors, inputs, strict=True))
+            if batch.checks is not None and batch.problem_type == CLASSES:
+                named["labels"] = _known(named["labels"], layers.classifier.out_features)
             loss, logits, _ = self._classify(layers, **named, output_hidden_states=False)
             return (logits,) if loss is None else (loss, logits)
 
@@ -295,11 +303,12 @@ class _Classifier(PRLSTMPreTrainedModel):
             return partial(call, copy.deepcopy(layers, memo))  # the model's own may be in use by another thread
 
         # All that decides what the graph does, besides the inputs and the parameters.
-        depends_on = type(self), self.training, backend, how[1:], batch.problem_type, *batch.tensors
+        how_checked = batch.problem_type, batch.checks is None
+        depends_on = type(self), self.training, backend, how[1:], *how_checked, *batch.tensors
         size = how.size(composer.config.hidden_size, len(composer.merge.refine), torch.is_grad_enabled())
         # Gradients in float16 must be made of a scaled loss.
         gives_loss = self.training and "labels" in tensors and dtype != torch.float16
-        function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss)
+        function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss, batch.checks)
         *loss, logits = composer.graphs.run(function, *batch.tensors.values())
         return loss[0] if loss else None, logits, None
 
@@ -344,21 +353,47 @@ class _Classifier(PRLSTMPreTrainedModel):
         rows = [part for part in (ids, mask) if part is not None]
         if any(part.dim() != 2 or part.shape != rows[0].shape or not _is_countable(part) for part in rows):
             return None
-        survey = arithmetic.survey(ids, mask, labels if labels is not None and _is_countable(labels) else None)
-        batch, length = checked_inputs(ids, embeds, mask, self.config, survey.ids).shape[:2]
-        if mask is not None and survey.mask is not None and survey.lengths is not None:
-            check_mask_shape(mask, (batch, length))
+        # Shapes and dtypes first, and values that no survey takes in.
+        batch, length = checked_inputs(ids, embeds, mask, self.config, UNSEEN).shape[:2]
+        shape = batch, length
+        logits_shape = *(shape if self.every_prefix else (batch,)), self.classifier.out_features
+        problem_type = None if labels is None else self._check_labels(labels, logits_shape, UNSEEN)
+        classes = labels if problem_type == CLASSES else None
+
+        def check(survey: Survey) -> None:
+            if ids is not None:
+                check_range(ids, mask, self.config.vocab_size, survey.ids)
+            if classes is not None:
+                self._check_labels(classes, logits_shape, survey.labels)
+
+        def look(inputs: Tensors, found: Tensor | None) -> Tensor:
+            named = dict(zip(tensors, inputs, strict=True))
+            labels = None if classes is None else named["labels"]
+            return arithmetic.look(named.get("input_ids"), None, labels, found)
+
+        bears_ids = ids is None or (arithmetic.bears_unknown_ids and self.prlstm.composer.ids is not None)
+        if mask is None and bears_ids:
+            checks = Checks(look, lambda found: check(arithmetic.survey(found)))
+            return Batch(tensors, shape, problem_type, checks)
+        if mask is not None:
+            check_mask_shape(mask, shape)
+        found = arithmetic.look(ids, mask, classes)
+        torch.cuda.current_stream(rows[0].device).synchronize()
+        survey = arithmetic.survey(found)
+        check(survey)
+        if mask is not None:
             check_mask(mask, survey.mask, survey.lengths)
             shortest, longest = survey.lengths
             if 2 * longest <= length:
                 return None
             if shortest == length:
                 tensors = {name: part for name, part in tensors.items() if name != "attention_mask"}
-        problem_type = None
-        if labels is not None:
-            rows_of_logits = (batch, length) if self.every_prefix else (batch,)
-            problem_type = self._check_labels(labels, (*rows_of_logits, self.classifier.out_features), survey.labels)
-        return Batch(tensors, (batch, length), problem_type)
+        return Batch(tensors, shape, problem_type, None)
+
+
+def _known(labels: Tensor, count: int) -> Tensor:
+    """`labels` without those that are not from 0 to `count` - 1, which would end the GPU's work for good."""
+    return labels.masked_fill((labels < 0) | (labels >= count), -100)
 
 
 def _is_countable(tensor: Tensor) -> bool:
@@ -420,7 +455,7 @@ class PRLSTMForSequenceClassification(_Classifier):
         """
         return SequenceClassifierOutput(*self._run(input_ids, attention_mask, inputs_embeds, labels, **kwargs))
 
-    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str:
         return check_labels(labels, logits_shape, self.config, bounds)
 
 
@@ -465,10 +500,10 @@ class PRLSTMForTokenClassification(_Classifier):
         self._check_labels(labels, logits.shape)
         return super()._loss(logits, labels.long(), **kwargs)
 
-    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str | None:
+    def _check_labels(self, labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds | None = None) -> str:
         check_tensors(labels=labels)
         check_classes(labels, logits_shape, bounds)
-        return None
+        return CLASSES
 
 
 def _truncated_normal_(weight: Tensor, fan_in: int) -> None:

@@ -143,14 +143,20 @@ def test_survey(shape, missing, dtype):
     mask = torch.randint(0, 3, (2 * shape[0], shape[1]), generator=generator).to(dtype)[::2]
     labels = torch.randint(-100, 5, shape, generator=generator)
     parts = [None if number == missing else part for number, part in enumerate((ids, mask, labels))]
-    expected = arithmetic_of("fused").survey(*parts)
+    expected = arithmetic_of("fused")
+    expected = expected.survey(expected.look(*parts))
     on_device = [None if part is None else part.to(DEVICE["triton"]) for part in parts]
+    arithmetic = arithmetic_of("triton")
     with torch.device("meta"):  # as a user's default device
-        found = arithmetic_of("triton").survey(*on_device)
+        found = arithmetic.look(*on_device)
+        found.fill_(7)
+        assert arithmetic.look(*on_device, found) is found
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     for name, bounds in expected._asdict().items():
-        if bounds is not None and name != "lengths":
+        if name != "lengths":
             bounds = min(0, bounds[0]), max(0, bounds[1])
-        assert getattr(found, name) == bounds, name
+        assert getattr(arithmetic.survey(found), name) == bounds, name
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -379,7 +385,7 @@ def test_tf32_far_from_1(every_prefix, weights, of_o, weighting):
         for layer in (model.composer.merge.binary, *model.composer.merge.refine):
             layer.weight *= weights
             layer.weight[14:21] *= of_o
-    arguments = batch_of(37, batch=2), None, every_prefix
+    arguments = batch_of(21, batch=2), None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments, weighting=weighting)
     actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"], weighting=weighting)
     if of_o > 1:  # the few sums that are next to 0, where the gate is not saturated, decide about the gradients
@@ -397,15 +403,16 @@ def test_an_unknown_id_gives_nan_where_ids_repeat(every_prefix, repeats, merges_
     if merges_by_ids:
         request.getfixturevalue("by_ids")
     model = model_of(vocab_size=2, backend="triton").to(DEVICE["triton"])
-    tokens = batch_of(8, batch=29).to(DEVICE["triton"]) % 2
+    ids = batch_of(8, batch=29).to(DEVICE["triton"]) % 2
+    ids[range(8), range(8)] = wrong  # in each of the first rows at another place
+    with torch.no_grad():
+        states = model.composer(ids, None, every_prefix)[1]
     for place in range(8):
-        ids = tokens.clone()
-        ids[3, place] = wrong
-        with torch.no_grad():
-            states = model.composer(ids, None, every_prefix)[1]
-        row = states[3, place:] if every_prefix else states[3]
+        row = states[place, place:] if every_prefix else states[place]
         assert row.isnan().all()
-        assert states.isfinite().flatten(1).all(1).sum() == 28
+    assert states[8:].isfinite().all()
+    if every_prefix:
+        assert states[:8].isnan().sum() == sum(range(1, 9)) * states.shape[-1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -421,14 +428,17 @@ def test_checkpointing_changes_nothing(backend, every_prefix):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("vocab_size", [5, 2000])
 @pytest.mark.parametrize(
-    ("every_prefix", "lengths"), [(True, None), (False, None), (False, [13, 2, 8])], ids=["scan", "reduce", "ragged"]
+    ("every_prefix", "lengths"),
+    [(True, None), (False, None), (False, [13, 2, 8, 1, 13])],
+    ids=["scan", "reduce", "ragged"],
 )
-@pytest.mark.parametrize("tokens", [4, 26])
-def test_checkpointing_in_parts(backend, vocab_size, every_prefix, lengths, tokens, monkeypatch):
-    """A few rows of the batch at a time, or a few merges of one row."""
+@pytest.mark.parametrize(("tokens", "parts"), [(4, 8), (26, 8), (4, 2)])
+def test_checkpointing_in_parts(backend, vocab_size, every_prefix, lengths, tokens, parts, monkeypatch):
+    """A few rows of the batch at a time, or a few merges of one row; or so many of the batch's rows."""
     monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", tokens)
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_PARTS", parts)
     model = model_of(vocab_size=vocab_size).train()
-    arguments = batch_of(13), None if lengths is None else torch.tensor(lengths), every_prefix
+    arguments = batch_of(13, batch=5), None if lengths is None else torch.tensor(lengths), every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
     model.composer.merge.gradient_checkpointing = True
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)

@@ -23,6 +23,9 @@ SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
 # A graph is made for the second batch of a shape. So many shapes are remembered to have come once.
 REMEMBERED = 4096
 
+# Tensors of up to so many elements are copied together.
+SMALL = 2**14
+
 # After so many batches of other shapes, a graph makes room for others.
 IDLE = 1000
 
@@ -150,11 +153,11 @@ def _leaf(tensor: Tensor, differentiable: bool = True) -> Tensor:
     return tensor.detach().requires_grad_(tensor.requires_grad) if differentiable else tensor.detach()
 
 
-def _in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
-    """The `gradient` in memory as its `tensor` is: autograd would copy any other."""
-    if gradient.is_sparse or gradient.stride() == tensor.stride():
+def _in_layout_of(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """The `gradient` in memory as its `parameter` is: autograd would copy any other."""
+    if gradient is None or gradient.stride() == parameter.stride():
         return gradient
-    return torch.empty_like(tensor, dtype=gradient.dtype).copy_(gradient)
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def capture(
@@ -210,14 +213,10 @@ class Graph:
             return [result.detach() for result in attached]
 
         def backward() -> list[Tensor]:
-            tensors = *self.inputs, *parameters
-            gradients = differentiate(attached, self.of_results, tensors)
+            gradients = differentiate(attached, self.of_results, (*self.inputs, *parameters))
+            gradients[len(inputs) :] = map(_in_layout_of, parameters, gradients[len(inputs) :])
             self.has_gradient = [gradient is not None for gradient in gradients]
-            return [
-                _in_layout_of(tensor, gradient)
-                for tensor, gradient in zip(tensors, gradients, strict=True)
-                if tensor is not None and gradient is not None
-            ]
+            return [gradient for gradient in gradients if gradient is not None]
 
         stream = capture_stream(torch.device("cuda", torch.cuda.current_device()))
         with torch.set_grad_enabled(differentiable), casting_anew(autocast_dtype()), paused(), _apart():
@@ -256,7 +255,7 @@ class Graph:
         """What the function gives for `inputs`, after its `checks`."""
         with self.lock, torch.no_grad():
             self._wait_for_others()
-            _copy(inputs, self.inputs)
+            copy_all(inputs, self.inputs)
             self.forward_graph.replay()
             results = tuple(_clone(self.results))
             if checks is not None and self.found is not None:
@@ -280,7 +279,7 @@ class Graph:
                 assert of_loss is not None
                 gradients = [*torch._foreach_mul(self.gradients, of_loss.reshape(()))]
             else:
-                _copy(of_results, self.of_results)
+                copy_all(of_results, self.of_results)
                 for number, gradient in enumerate(of_results):
                     own = self.of_results[number]
                     if gradient is None and self.arrived[number] and own is not None:
@@ -442,15 +441,18 @@ class Graphs:
 def _clone(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies, by one launch for all of one dtype."""
     clones = [torch.empty_like(tensor) for tensor in tensors]
-    _copy(tensors, clones)
+    copy_all(tensors, clones)
     return clones
 
 
-def _copy(source: Tensors, into: Tensors) -> None:
-    """Copy what is given, by one launch for all of one dtype."""
+def copy_all(source: Tensors, into: Tensors) -> None:
+    """Copy what is given: by one launch all that is small and of one dtype, since of that few programs take part."""
     pairs = [(own, given) for own, given in zip(into, source, strict=True) if own is not None and given is not None]
-    for dtype in {own.dtype for own, _ in pairs}:
-        part = [pair for pair in pairs if pair[0].dtype == dtype]
+    together: dict[Hashable, list[tuple[Tensor, Tensor]]] = {}
+    for own, given in pairs:
+        key = own.dtype if own.numel() <= SMALL else id(own)
+        together.setdefault(key, []).append((own, given))
+    for part in together.values():
         if len(part) == 1:
             part[0][0].copy_(part[0][1])
         else:

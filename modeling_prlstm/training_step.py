@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .graphs import autocast_dtype, capture, capture_stream, casting_anew, paused
+from .graphs import autocast_dtype, capture, capture_stream, casting_anew, copy_all, paused
 
 
 class TrainingStep:
@@ -89,7 +89,7 @@ class TrainingStep:
         self.model.zero_grad(set_to_none=True)  # the graph's own gradients
 
         def replay(batch: dict[str, Tensor]) -> Tensor:
-            torch._foreach_copy_(list(inputs.values()), [batch[name] for name in inputs])  # one launch for one dtype
+            copy_all([batch[name] for name in inputs], list(inputs.values()))
             graph.replay()
             return loss.clone()
 

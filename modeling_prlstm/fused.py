@@ -347,8 +347,7 @@ class Tree:
                 leaves = Leaves(pairs, *self._results(self.states, table))
         if self.layout.by_ids is not None:
             assert leaves.ids is not None
-            self.leaves = leaves
-            hidden, sides = self.arithmetic.in_float32(leaves.hidden, self.cells[0][0])
+            hidden, sides = self.factors = self.arithmetic.in_float32(leaves.hidden, self.cells[0][0])
             self.pairs = Pairs(leaves.ids, hidden @ sides.transpose(1, 2), leaves.cell)
 
     def _some_leaves(self, leaves: Leaves, columns: slice | None) -> Leaves:
@@ -376,13 +375,14 @@ class Tree:
         assert gradients is not None
         return gradients
 
+    factors: Pair  # of the pairs' terms: the ids' hidden states and the weight by sides
     of_pairs: Pair | None  # the gradients of the pairs' terms and cell states
 
     def _pairs_backward(self) -> Pair:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
         assert self.of_pairs is not None
         (of_terms, of_cell), self.of_pairs = self.of_pairs, None
-        hidden, sides = self.arithmetic.in_float32(self.leaves.hidden, self.cells[0][0])
+        hidden, sides = self.factors
         self.of_weight = (of_terms.transpose(1, 2) @ hidden).transpose(0, 1).flatten(1)
         return (of_terms @ sides).sum(0), of_cell
 

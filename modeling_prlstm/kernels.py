@@ -49,9 +49,9 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-# Up to this many ids, the gradients of equal ids are summed by products with one-hot ids; of more, the ids are sorted,
-# and each is summed by a program for about this many tokens, at most 8.
-ONE_HOT_IDS, SORTED_TOKENS = 128, 16384
+# Up to this many ids, the gradients of equal ids are summed by products with one-hot ids; of more, the ids are sorted.
+# Windows of this many tokens in that order are summed apart where they have one id, so that no program has many more.
+ONE_HOT_IDS, WINDOW = 128, 1024
 
 # From so many rows on, tiles are large.
 MANY_ROWS = 4096
@@ -325,11 +325,8 @@ class TritonArithmetic:
     def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
         """See `Arithmetic`."""
         count, size = pairs.cell.shape
-        ids = pairs.ids
-        batch, length = ids.shape
-        # As a left one and as a right one, each id is one of twice as many.
-        sides = torch.arange(2, dtype=ids.dtype, device=ids.device).repeat(length // 2) * count
-        ordered = _sort_by_id(ids + sides, 2 * count)
+        batch = len(pairs.ids)
+        ordered = _sort_by_id(pairs.ids, count, sides=2)
         of_both, of_each = (Target(0, step * batch, step - 1, step, 0, 0) for step in (1, 2))  # rows, and cell states
         of_terms = _sum_sorted_rows(slopes, ordered, of_both, batch)
         of_cells = _sum_sorted_rows(InUnits(of_cell.view(-1, size), None), ordered, of_each, batch)
@@ -420,7 +417,8 @@ def _hidden_unit(hidden: Tensor, like: Tensor) -> float:
 def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units: Tensor) -> Tensor:
     """The product of slopes and `inputs` in float32: these are brought to the largest of the slopes' units."""
     count, width = inputs.shape
-    largest = units.amax()
+    # In two kernels: one alone would be a single program of the GPU.
+    largest = units.view(128 if count % 128 == 0 else 1, -1).amax(1).amax()
     in_unit = torch.empty_like(inputs)
     sizes = {"WIDTH": width, "ROWS": 16, "COLUMNS": min(256, triton.next_power_of_2(width))}
     tiles = triton.cdiv(width, sizes["COLUMNS"])
@@ -545,46 +543,57 @@ def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor
 
 
 class _Ordered(NamedTuple):
-    """Tokens by id: their `order` [n], and where each id `starts` there [V + 1]."""
+    """Tokens by id.
+
+    Attributes:
+        order: of the tokens [n].
+        keys: theirs in that order [n].
+        starts: where each key begins there [keys + 1].
+    """
 
     order: Tensor
+    keys: Tensor
     starts: Tensor
 
 
-def _sort_by_id(ids: Tensor, count: int) -> _Ordered:
-    """Bring the tokens with each of `count` ids together, of `ids` [B, T]."""
+def _sort_by_id(ids: Tensor, known: int, sides: int = 1) -> _Ordered:
+    """Bring the tokens with each of the `known` ids together, of `ids` [B, T]; with two `sides`, of each side apart.
+
+    The left ones then have their ids for keys, and the right ones those of as many more. Unknown ids come last.
+    """
+    batch, length = ids.shape
+    count = sides * known
     narrow = torch.int16 if count < 2**15 else torch.int32  # quicker to sort
-    ordered, order = ids.t().flatten().clamp(-1, count).to(narrow).sort(stable=True)
-    return _Ordered(order, torch.searchsorted(ordered, torch.arange(count + 1, dtype=narrow, device=ids.device)))
+    keys = torch.empty(batch * length, dtype=narrow, device=ids.device)
+    grid = (triton.cdiv(len(keys), 256),)
+    _keys[grid](ids, keys, *ids.stride(), known, batch, len(keys), SIDES=sides, BLOCK=256)
+    keys, order = keys.sort(stable=True)
+    starts = torch.searchsorted(keys, torch.arange(count + 1, dtype=narrow, device=ids.device))
+    return _Ordered(order, keys, starts)
 
 
 def _sum_sorted_rows(rows: InUnits, ordered: _Ordered, target: Target, batch: int) -> Tensor:
-    """The sums [V, W] of the `rows` [n, W] at the `target` of the tokens of each of V ids."""
-    order, starts = ordered
-    count, width = len(starts) - 1, rows.values.shape[1]
-    # One program alone would take long for an id that is frequent.
-    parts = min(8, triton.next_power_of_2(triton.cdiv(len(order), SORTED_TOKENS)))
-    sums = rows.values.new_empty(parts, count, width, dtype=torch.float32)
+    """The sums [V, W] of the `rows` [n, W] at the `target` of the tokens of each of V keys."""
+    order, keys, starts = ordered
+    count, windows, width = len(starts) - 1, len(order) // WINDOW, rows.values.shape[1]
+    places = batch, *_in_pairs(target, batch, len(order))
     columns = min(128, triton.next_power_of_2(width))
-    _sum_sorted[(parts * count, triton.cdiv(width, columns))](
-        *(order, starts, *rows, sums, count, batch),
-        *_in_pairs(target, batch, len(order)),
-        SIZE=width,
-        PARTS=parts,
-        ROWS=16,
-        COLUMNS=columns,
-        num_warps=2,
-    )
-    return sums.sum(0)
+    sizes = {"WINDOW": WINDOW, "SIZE": width, "ROWS": 16, "COLUMNS": columns, "num_warps": 2}
+    of_windows, sums = (rows.values.new_empty(n, width, dtype=torch.float32) for n in (windows, count))
+    if windows:
+        _sum_windows[windows, triton.cdiv(width, columns)](order, keys, *rows, of_windows, *places, **sizes)
+    _sum_sorted[count, triton.cdiv(width, columns)](order, starts, *rows, of_windows, sums, *places, **sizes)
+    return sums
 
 
 def _total(parts: Tensor) -> Tensor:
     """The sum of `parts` [n, ...] over n: of few in one kernel, of more in two."""
     count, width = len(parts), parts.shape[1:].numel()
-    programs = max(1, triton.cdiv(count, 1024))
+    at_once = 1024 if count <= 1024 else 256
+    programs = max(1, triton.cdiv(count, at_once))
     sums = parts.new_empty(programs, *parts.shape[1:])
     # The first dimension of a grid alone may pass 65,535.
-    _sum[(triton.cdiv(width, 16), programs)](parts, sums, count, width, PARTS=1024, ROWS=128, COLUMNS=16)
+    _sum[(triton.cdiv(width, 16), programs)](parts, sums, count, width, PARTS=at_once, ROWS=128, COLUMNS=16)
     return sums[0] if programs == 1 else _total(sums)
 
 
@@ -936,14 +945,26 @@ def _sum_by_id(
     tl.store(sums_ptr + own * count * SIZE + every[:, None] * SIZE + columns[None, :], total, mask=inside)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def _sum_sorted(
-    order_ptr,  # [tokens], int64: the tokens sorted by id
-    starts_ptr,  # [count + 1], int64: where each id begins among them
-    values_ptr,  # [slots, SIZE]
-    units_ptr,  # [slots], float32; None: 1
-    sums_ptr,  # [parts, count, SIZE], float32
-    count,
+@triton.jit(do_not_specialize=["ids_row", "ids_step", "known", "batch", "count"])
+def _keys(ids_ptr, keys_ptr, ids_row, ids_step, known, batch, count, SIDES: tl.constexpr, BLOCK: tl.constexpr):
+    """The keys of `_sort_by_id`."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    position = at // batch
+    ids_at = ids_ptr + (at % batch).to(tl.int64) * ids_row + position * ids_step
+    ids = tl.load(ids_at, mask=at < count, other=0).to(tl.int64)
+    keys = tl.where((ids >= 0) & (ids < known), ids + position % SIDES * known, SIDES * known)
+    tl.store(keys_ptr + at, keys.to(keys_ptr.dtype.element_ty), mask=at < count)
+
+
+@triton.jit
+def _add_rows(
+    total,
+    first,
+    stop,
+    order_ptr,
+    values_ptr,
+    units_ptr,
+    columns,
     batch,
     paired,
     base,
@@ -953,17 +974,10 @@ def _sum_sorted(
     odd,
     odd_row,
     SIZE: tl.constexpr,
-    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
-    """The sums of the slots of one id, of every PARTS-th ROWS of them."""
-    part = tl.program_id(0) % PARTS
-    own = tl.program_id(0) // PARTS
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    stop = tl.load(starts_ptr + own + 1)
-    for start in range(tl.load(starts_ptr + own) + part * ROWS, stop, PARTS * ROWS):
+    """`total`, and to it the slots of the tokens from `first` to `stop`."""
+    for start in range(first, stop, ROWS):
         places = start + tl.arange(0, ROWS)
         in_rows = places < stop
         inside = in_rows[:, None] & (columns < SIZE)[None, :]
@@ -973,8 +987,80 @@ def _sum_sorted(
         if units_ptr is not None:
             values *= tl.load(units_ptr + slots, mask=in_rows, other=0.0)[:, None]
         total += values
-    at = (part * count + own).to(tl.int64) * SIZE + columns
-    tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < SIZE)
+    return total
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _sum_windows(
+    order_ptr,  # [tokens], int64: the tokens sorted by their keys
+    keys_ptr,  # [tokens], in that order
+    values_ptr,  # [slots, SIZE]
+    units_ptr,  # [slots], float32; None: 1
+    sums_ptr,  # [tokens // WINDOW, SIZE], float32
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    WINDOW: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The sums of the slots of WINDOW tokens, if they have one key."""
+    first = tl.program_id(0).to(tl.int64) * WINDOW
+    stop = first + WINDOW
+    if tl.load(keys_ptr + first) == tl.load(keys_ptr + stop - 1):
+        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        places = batch, paired, base, pair, side, row, odd, odd_row
+        total = _add_rows(total, first, stop, order_ptr, values_ptr, units_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
+        at = tl.program_id(0).to(tl.int64) * SIZE + columns
+        tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < SIZE)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _sum_sorted(
+    order_ptr,  # [tokens], int64: the tokens sorted by their keys
+    starts_ptr,  # [keys + 1], int64: where each key begins among them
+    values_ptr,  # [slots, SIZE]
+    units_ptr,  # [slots], float32; None: 1
+    windows_ptr,  # [tokens // WINDOW, SIZE], float32: the sums of `_sum_windows`
+    sums_ptr,  # [keys, SIZE], float32
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    WINDOW: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The sums of the slots of one key: of its windows, and of what is before and after these."""
+    own = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    start = tl.load(starts_ptr + own)
+    stop = tl.load(starts_ptr + own + 1)
+    first = (start + WINDOW - 1) // WINDOW
+    last = stop // WINDOW
+    in_windows = tl.zeros((COLUMNS,), tl.float32)
+    for window in range(first, last):
+        in_windows += tl.load(windows_ptr + window * SIZE + columns, mask=columns < SIZE, other=0.0)
+    before = tl.where(first < last, first * WINDOW, stop)
+    after = tl.where(first < last, last * WINDOW, stop)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    places = batch, paired, base, pair, side, row, odd, odd_row
+    total = _add_rows(total, start, before, order_ptr, values_ptr, units_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
+    total = _add_rows(total, after, stop, order_ptr, values_ptr, units_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
+    at = own.to(tl.int64) * SIZE + columns
+    tl.store(sums_ptr + at, tl.sum(total, 0) + in_windows, mask=columns < SIZE)
 
 
 @triton.jit

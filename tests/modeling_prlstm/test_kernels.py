@@ -162,9 +162,9 @@ def test_survey(shape, missing, dtype):
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize("batch", [1, 3, 29])
 def test_sorted_ids(batch, monkeypatch):
-    """Several programs for an id: some have nothing to do, and one id has more tokens than they take at once."""
+    """One id has whole windows of tokens, and some before and after them."""
     monkeypatch.setattr("modeling_prlstm.kernels.ONE_HOT_IDS", 0)
-    monkeypatch.setattr("modeling_prlstm.kernels.SORTED_TOKENS", 40)
+    monkeypatch.setattr("modeling_prlstm.kernels.WINDOW", 40)
     model = model_of()
     tokens = batch_of(19, batch)
     tokens[:, 5:] = 2
@@ -238,7 +238,7 @@ def test_merging_by_ids(backend, length, every_prefix, lengths, checkpoint, monk
 @pytest.mark.parametrize(("every_prefix", "checkpoint"), [(True, False), (False, True), (False, False)])
 def test_merging_by_ids_above_tables(backend, every_prefix, checkpoint, monkeypatch):
     monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
-    monkeypatch.setattr("modeling_prlstm.kernels.SORTED_TOKENS", 20)
+    monkeypatch.setattr("modeling_prlstm.kernels.WINDOW", 20)
     model = model_of(vocab_size=2, num_refinements=0).train()
     arguments = batch_of(22, batch=29) % 2, None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
@@ -287,11 +287,17 @@ def test_when_to_merge_by_ids(monkeypatch):
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.parametrize("count", [5, 2**15 - 1, 2**15, 10**5])
-def test_sorting_by_id(count):
+@pytest.mark.parametrize("sides", [1, 2])
+def test_sorting_by_id(count, sides):
     ids = torch.tensor([[0, count - 1, -1, 2], [count, count - 1, 2, count + 7]])
-    order, starts = pkgutil.resolve_name("modeling_prlstm.kernels._sort_by_id")(ids, count)
-    for own in (0, 1, 2, count - 1):
-        assert torch.equal(order[starts[own] : starts[own + 1]], (ids.t().flatten() == own).nonzero().flatten())
+    sort = pkgutil.resolve_name("modeling_prlstm.kernels._sort_by_id")
+    order, keys, starts = (part.cpu() for part in sort(ids.to(DEVICE["triton"]), count, sides))
+    side = torch.arange(8) // 2 % sides
+    expected = ids.t().flatten() + count * side
+    expected[(ids.t().flatten() < 0) | (ids.t().flatten() >= count)] = sides * count
+    assert torch.equal(keys, expected[order])
+    for own in expected[expected < sides * count]:
+        assert torch.equal(order[starts[own] : starts[own + 1]], (expected == own).nonzero().flatten())
 
 
 @pytest.mark.usefixtures("by_ids")
@@ -385,7 +391,7 @@ def test_tf32_far_from_1(every_prefix, weights, of_o, weighting):
         for layer in (model.composer.merge.binary, *model.composer.merge.refine):
             layer.weight *= weights
             layer.weight[14:21] *= of_o
-    arguments = batch_of(21, batch=2), None, every_prefix
+    arguments = batch_of(37, batch=2), None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments, weighting=weighting)
     actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"], weighting=weighting)
     if of_o > 1:  # the few sums that are next to 0, where the gate is not saturated, decide about the gradients

@@ -5,7 +5,7 @@ which part of the buffers. The results are those of `cells.py` and `composer.py`
 section 3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .layout import Form, Layout, Run, Step, Table, Target
 
-# In place of an id that there is none of.
-NO_ID = -1
+# In place of an id, or of a slot, that there is none of.
+NO_ID = NO_SLOT = -1
 
 # So many sums over some of the rows are kept for each gradient of a bias, before they are summed themselves.
 SUMS = 4096
@@ -119,6 +119,23 @@ class Arithmetic(Protocol):
 
     def copy(self, buffers: Pair, source: Run, into: Run, count: int, batch: int, add: bool) -> None:
         """Copy, or `add`, the states at `source`, `count` a row, to those at `into` of the same buffers [slots, H]."""
+
+    def last_blocks(self, lengths: Tensor, ends: Sequence[tuple[int, Target]]) -> Tensor:
+        """The slots [levels, B] of the last block of each level of rows of `lengths` [B]; any where there is none.
+
+        Args:
+            lengths: see above.
+            ends: see `Layout`.
+        """
+
+    def move(self, buffers: Pair, source: Tensor, into: Tensor | int) -> None:
+        """Copy the states at the slots `source` [n], zeros for `NO_SLOT`, to others of the same buffers [slots, H].
+
+        Args:
+            buffers: see above.
+            source: see above.
+            into: the slots [n], no two of them the same; or the first of so many.
+        """
 
     def forward(
         self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -236,7 +253,7 @@ class Leaves(NamedTuple):
         return self if self.ids is None else self._replace(ids=self.ids[:, columns])
 
     def last(self, lengths: Tensor) -> "Leaves":
-        """The last of each row, of leaves with ids and rows of `lengths` [B]; any of a row without tokens."""
+        """The last of each row, of leaves with ids and rows of `lengths` [B]; any of a row without one."""
         assert self.ids is not None
         return self._replace(ids=self.ids.gather(1, (lengths[:, None] - 1).clamp(min=0)))
 
@@ -321,8 +338,7 @@ class Tree:
         self._result(self.gradients[0]).copy_(gradient)
         self._result(self.gradients[1]).zero_()
         self._append_backward()
-        for step in reversed(self.layout.levels):
-            self._merge_backward(step, adds=self.shares_states)
+        self._levels_backward()
         of_leaves = self._look_up_backward()
         del self.gradients, self.between_gradients  # room for the weights'
         self.saved = None
@@ -333,8 +349,8 @@ class Tree:
     def _look_up(self, leaves: Leaves) -> None:
         """Put the leaves, and the blocks of pairs of them that have tables, where they are merged."""
         self.placed: list[list[tuple[Leaves, Target]]] = []  # by level
-        for table, lookups in zip_longest(self.layout.tables, self.layout.lookups):
-            placed = [(self._some_leaves(leaves, columns), target) for columns, target in lookups]
+        for level, (table, lookups) in enumerate(zip_longest(self.layout.tables, self.layout.lookups)):
+            placed = [(self._some_leaves(leaves, columns, level), target) for columns, target in lookups]
             if table is not None:
                 placed.append((leaves.all_pairs(), table.operands))
             for part, target in placed:
@@ -350,11 +366,11 @@ class Tree:
             hidden, sides = self.factors = self.arithmetic.in_float32(leaves.hidden, self.cells[0][0])
             self.pairs = Pairs(leaves.ids, hidden @ sides.transpose(1, 2), leaves.cell)
 
-    def _some_leaves(self, leaves: Leaves, columns: slice | None) -> Leaves:
+    def _some_leaves(self, leaves: Leaves, columns: slice | None, level: int) -> Leaves:
         if columns is not None:
             return leaves.at(columns)
         assert self.lengths is not None
-        return leaves.last(self.lengths)
+        return leaves.last(self.lengths >> level)
 
     def _look_up_backward(self) -> Pair:
         """The gradients of the leaves' states."""
@@ -400,6 +416,10 @@ class Tree:
     def _append_backward(self) -> None:
         for step in reversed(self.layout.appends):
             self._merge_backward(step)
+
+    def _levels_backward(self) -> None:
+        for step in reversed(self.layout.levels):
+            self._merge_backward(step, adds=self.shares_states)
 
     def _result(self, buffer: Tensor) -> Tensor:
         return buffer[self.layout.result : self.layout.result + self.layout.batch]
@@ -602,66 +622,71 @@ class Tree:
 
 
 class EachTree(Tree):
-    """A tree of rows with lengths of their own: the folds take, row by row, the blocks that it has."""
+    """A tree of rows with lengths of their own: the bits of a length say which blocks its row is made of.
 
-    shares_states = True
+    From the highest level down, the first of them is the row's first prefix, and each other is appended to it. Rows
+    without a block of a level merge zeros there.
+    """
 
     def _append(self) -> None:
-        layout = self.layout
-        top = len(layout.levels)
-        state: Pair = tuple(self._last(part, top) for part in self.states)  # type: ignore[assignment]
-        for step, level in zip(layout.appends, reversed(range(top)), strict=True):
-            starts, goes_on, index = self._fold(level)
-            block = [part.index_select(0, index) for part in self.states]
-            rows = [self._slots(part, step.slot, 1)[0] for part in self.states]
-            for pair, before, after in zip(rows, state, block, strict=True):
-                pair[:, 0] = before
-                pair[:, 1] = after
+        prefix = self._plan()
+        for step, sources in zip(self.layout.appends, self.operands, strict=True):
+            assert step.slot is not None
+            self.arithmetic.move(self.states, sources, step.slot)
             self._merge(step)
-            state = tuple(  # type: ignore[assignment]
-                torch.where(starts, after, torch.where(goes_on, self._merged(part), before))
-                for part, before, after in zip(self.states, state, block, strict=True)
-            )
-        for part, final in zip(self.states, state, strict=True):
-            self._result(part).copy_(final)
+        self.arithmetic.move(self.states, prefix, self.layout.result)
+
+    def _plan(self) -> Tensor:
+        """Find the slots of what the rows merge, and of what reads the results; gives those of the last ones [B]."""
+        layout, lengths = self.layout, self.lengths
+        assert lengths is not None
+        top, row = len(layout.appends), torch.arange(layout.batch, device=lengths.device)
+        level = torch.arange(top + 1, device=lengths.device)[:, None]
+        blocks = lengths >> level
+        is_end = blocks % 2 == 1
+        appends = is_end & (blocks > 1)
+        last = self.arithmetic.last_blocks(lengths, layout.ends)
+        # The prefixes that end with a block of each level, and where they are the left one of a merge.
+        made = left = last
+        if layout.appends:
+            first = layout.appends[0]
+            assert first.slot is not None
+            place = (top - 1 - level) * layout.batch + row
+            made, left = torch.where(appends, first.target.base + place, last), first.slot + 2 * place
+        prefix = torch.full_like(row, NO_SLOT)
+        before = []  # from the highest level down: the prefix that it finds
+        for own, here in zip(made.flip(0), is_end.flip(0), strict=True):
+            before.append(prefix)
+            prefix = torch.where(here, own, prefix)
+        reader = layout.result + row
+        after = []  # from the lowest level up: where the prefix that it makes is read
+        for own, here in zip(left, is_end, strict=True):
+            after.append(reader)
+            reader = torch.where(here, own, reader)
+        readers = torch.stack(after)
+        operands = torch.stack((torch.stack(before), last.flip(0)), dim=2)
+        # What each append reads, from the highest level down; where the gradients are, from the lowest up, of what
+        # appends make and of the blocks that rows end with; and the slots of these blocks.
+        self.operands = operands.masked_fill_(~appends.flip(0)[:, :, None], NO_SLOT).flatten(1)[1:]
+        self.of_merged = readers.masked_fill(~appends, NO_SLOT)[:-1]
+        self.of_last = torch.where(appends, left + 1, readers)
+        self.last = torch.where(is_end, last, layout.scratch + row)
+        return prefix
 
     def _append_backward(self) -> None:
-        layout = self.layout
-        top = len(layout.levels)
-        carried = [self._result(part).clone() for part in self.gradients]
-        for step, level in zip(reversed(layout.appends), range(top), strict=True):
-            starts, goes_on, index = self._fold(level)
-            for part, gradient in zip(self.gradients, carried, strict=True):
-                self._merged(part).copy_(torch.where(goes_on, gradient, 0))
+        for part in self.gradients:
+            part[self.layout.spare :].zero_()
+        for step, sources in zip(reversed(self.layout.appends), self.of_merged, strict=True):
+            self.arithmetic.move(self.gradients, sources, step.target.base)
             self._merge_backward(step)
-            for number, part in enumerate(self.gradients):
-                before, after = self._slots(part, step.slot, 1)[0].unbind(1)
-                gradient = carried[number]
-                # No two rows have the same block: nothing is lost by writing the sums back.
-                part[index] = part[index] + torch.where(starts, gradient, 0) + after
-                carried[number] = torch.where(starts | goes_on, 0, gradient) + before
-        for part, gradient in zip(self.gradients, carried, strict=True):
-            self._last(part, top).add_(gradient)
 
-    def _fold(self, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row at the block of `level`: does it start the row, does it go on [B, 1]; its slot (or any) [B]."""
-        layout = self.layout
-        assert self.lengths is not None
-        blocks = self.lengths >> level
-        starts = blocks == 1
-        goes_on = (blocks % 2 == 1) & ~starts
-        node = (blocks - 1).clamp(min=0)
-        row = torch.arange(layout.batch, device=node.device)
-        first, place = layout.levels[level].slot, layout.last[level]
-        if place is not None:
-            slot = place[0] + place[1] * row
-        if first is not None:
-            in_pairs = first + 2 * (node // 2 * layout.batch + row) + node % 2
-            slot = in_pairs if place is None else torch.where(node == layout.nodes(level) - 1, slot, in_pairs)
-        return starts[:, None], goes_on[:, None], slot
-
-    def _merged(self, buffer: Tensor) -> Tensor:
-        return buffer[self.layout.scratch : self.layout.scratch + self.layout.batch]
+    def _levels_backward(self) -> None:
+        lowest = len(self.layout.tables)
+        for level in reversed(range(len(self.last))):
+            if lowest <= level < len(self.layout.appends):
+                self._merge_backward(self.layout.pairs(level))
+            # Now that what merges made of it, if anything, is there: the gradient of the block that ends a row.
+            self.arithmetic.move(self.gradients, self.of_last[level], self.last[level])
 
 
 class EveryTree(Tree):

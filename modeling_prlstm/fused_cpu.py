@@ -3,11 +3,13 @@
 Written for the CPU; it runs on every device and in every floating-point dtype.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, InUnits, Leaves, Pair, Pairs, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Survey
 from .layout import Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
@@ -124,6 +126,26 @@ class TorchArithmetic:
                 here.add_(there)
             else:
                 here.copy_(there)
+
+    def last_blocks(self, lengths: Tensor, ends: Sequence[tuple[int, Target]]) -> Tensor:
+        """See `Arithmetic`."""
+        row = torch.arange(len(lengths), device=lengths.device)
+        found = []
+        for level, (paired, (base, pair, side, step, odd, odd_step)) in enumerate(ends):
+            node = (lengths >> level) - 1
+            in_pairs = base + node // 2 * pair + node % 2 * side + row * step
+            found.append(torch.where(node < paired, in_pairs, odd + row * odd_step))
+        return torch.stack(found)
+
+    def move(self, buffers: Pair, source: Tensor, into: Tensor | int) -> None:
+        """See `Arithmetic`."""
+        is_none = (source == NO_SLOT)[:, None]
+        for buffer in buffers:
+            states = buffer[source.clamp(min=0)].masked_fill_(is_none, 0)
+            if isinstance(into, Tensor):
+                buffer.index_copy_(0, into, states)
+            else:
+                buffer[into : into + len(states)] = states
 
     def forward(
         self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int

@@ -17,12 +17,13 @@ Imported only when it runs. With `TRITON_INTERPRET=1` set before the import it r
 # mypy: disable-error-code="no-untyped-def"
 
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .fused import NO_ID, InUnits, Leaves, Pair, Pairs, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Survey
 from .layout import Run, Target
 
 try:
@@ -209,6 +210,25 @@ class TritonArithmetic:
         grid = triton.cdiv(count * batch, 16), triton.cdiv(size, columns)
         places = count * batch, batch, *source, *into
         _copy[grid](*buffers, *places, SIZE=size, ADD=add, ROWS=16, COLUMNS=columns)
+
+    def last_blocks(self, lengths: Tensor, ends: Sequence[tuple[int, Target]]) -> Tensor:
+        """See `Arithmetic`."""
+        batch = len(lengths)
+        slots = lengths.new_empty(len(ends), batch)
+        grid = (triton.cdiv(batch, 256),)
+        for level, (own, (paired, target)) in enumerate(zip(slots, ends, strict=True)):
+            _last_blocks[grid](lengths, own, level, batch, paired, *target, BLOCK=256)
+        return slots
+
+    def move(self, buffers: Pair, source: Tensor, into: Tensor | int) -> None:
+        """See `Arithmetic`."""
+        size = buffers[0].shape[1]
+        columns = min(128, triton.next_power_of_2(size))
+        slots, first = (into, 0) if isinstance(into, Tensor) else (None, into)
+        grid = triton.cdiv(len(source), 4), triton.cdiv(size, columns)
+        _move_slots[grid](
+            *(*buffers, source, slots, first, len(source)), NO_SLOT=NO_SLOT, SIZE=size, ROWS=4, COLUMNS=columns
+        )
 
     def forward(
         self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -861,6 +881,56 @@ def _move(
         nan: tl.constexpr = float("nan")
         tl.store(hidden_slots_ptr + slot_at, tl.load(hidden_ptr + leaf_at, mask=known, other=nan), mask=inside)
         tl.store(cell_slots_ptr + slot_at, tl.load(cell_ptr + leaf_at, mask=known, other=nan), mask=inside)
+
+
+@triton.jit(do_not_specialize=["level", "batch", *PLACES])
+def _last_blocks(
+    lengths_ptr,  # [batch]
+    slots_ptr,  # [batch], int64
+    level,
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    BLOCK: tl.constexpr,
+):
+    """`fused.Arithmetic.last_blocks`, of one level."""
+    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    node = tl.maximum((tl.load(lengths_ptr + own, mask=own < batch, other=0) >> level) - 1, 0)
+    slots = _slots(node * batch + own, batch, paired, base, pair, side, row, odd, odd_row)
+    tl.store(slots_ptr + own, slots, mask=own < batch)
+
+
+@triton.jit(do_not_specialize=["first", "count"])
+def _move_slots(
+    hidden_ptr,  # [slots, SIZE]
+    cell_ptr,  # [slots, SIZE], float32
+    source_ptr,  # [count], int64
+    into_ptr,  # [count], int64; None: from `first` on
+    first,
+    count,
+    NO_SLOT: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.move`."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
+    source = tl.load(source_ptr + rows, mask=rows < count, other=NO_SLOT)
+    into = first + rows.to(tl.int64)
+    if into_ptr is not None:
+        into = tl.load(into_ptr + rows, mask=rows < count, other=0)
+    here = inside & (source != NO_SLOT)[:, None]
+    source_at = source[:, None] * SIZE + columns[None, :]
+    at = into[:, None] * SIZE + columns[None, :]
+    tl.store(hidden_ptr + at, tl.load(hidden_ptr + source_at, mask=here, other=0.0), mask=inside)
+    tl.store(cell_ptr + at, tl.load(cell_ptr + source_at, mask=here, other=0.0), mask=inside)
 
 
 @triton.jit(do_not_specialize=[*VARYING, "from_base", "from_step", "from_row", "step"])

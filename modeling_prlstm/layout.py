@@ -132,7 +132,9 @@ class Layout(NamedTuple):
         slots: places for states.
         result: first slot of the result: [batch], for `every` [batch, length].
         spare: first of the slots past the results and the tables: of `last` for `each` and `every`.
-        scratch: first of [batch] slots for a merged state; for `each` alone.
+        ends: by level, how many of its nodes have their slots in pairs, and where all are, as targets; only the last
+            that each row has is looked up, and has one slot for each row. For `each` alone.
+        scratch: first of [batch] slots whose content no one reads; for `each` alone.
     """
 
     batch: int
@@ -146,6 +148,7 @@ class Layout(NamedTuple):
     slots: int
     result: int
     spare: int
+    ends: tuple[tuple[int, Target], ...]
     scratch: int
 
     def nodes(self, level: int) -> int:
@@ -167,11 +170,11 @@ class Layout(NamedTuple):
         return len(self.tables) + (self.by_ids is not None)
 
 
-def repeated_levels(form: Form, batch: int, length: int, ids: int) -> int:
+def repeated_levels(batch: int, length: int, ids: int) -> int:
     """How many levels of a batch, of `ids` ids, have pairs that repeat enough for a table."""
-    if form == "each" or length < 4 or ids**2 * REPEATS > batch * (length // 2):
+    if length < 4 or ids**2 * REPEATS > batch * (length // 2):
         return 0
-    return 1 + repeated_levels(form, batch, length // 2, ids**2)
+    return 1 + repeated_levels(batch, length // 2, ids**2)
 
 
 def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: Callable[[int, int], bool]) -> Layout:
@@ -187,7 +190,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     counts = [length >> level for level in range(num_levels(length) + 1)]
     blocks = block_levels(length)
     below = range(len(counts) - 2, -1, -1)  # the levels under the top one
-    lowest = 0 if ids is None else repeated_levels(form, batch, length, ids)
+    lowest = 0 if ids is None else repeated_levels(batch, length, ids)
     numbers = [] if ids is None else [ids**2**level for level in range(lowest + 1)]
     merges = [0] * lowest + [count // 2 for count in counts[lowest:]]
     by_ids = ids is not None and merges[lowest] > 0 and worth_it(numbers[lowest], merges[lowest] * batch)
@@ -223,14 +226,14 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     spare = slots
 
     last: list[tuple[int, int] | None] = [None] * len(counts)
+    looked_up = lowest + by_ids
     scratch = slots
     if form == "whole":  # a level has a last odd node where the length has a block of it
         for place, level in enumerate(blocks):
             fold, side = max(place - 1, 0), min(place, 1)
             last[level] = (slot_of(append_firsts[fold]) + side, 2) if appended else (result, 1)
     else:
-        slots += batch if form == "each" else 0
-        looked_up = lowest + by_ids
+        slots += batch * (1 + len(below)) if form == "each" else 0
         for level in range(len(counts)):
             # Where blocks are looked up, the last of each row has a slot, whichever its own length makes the last.
             if level in blocks if level >= looked_up else form == "each":
@@ -245,7 +248,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         ends = [*((slot_of(first), 2) for first in append_firsts[1:-1]), (result, 1)]
         targets = [Target(0, 0, 0, 0, *end) for end in ends]
     elif form == "each":
-        targets = [Target.evenly(scratch, batch, 1) for _ in below]
+        targets = [Target.evenly(scratch + batch * (1 + place), batch, 1) for place in range(len(below))]
     else:  # a block of level k, the odd one of its pair, ends the prefixes (3, 5, 7, ...) * 2**k
         targets = [
             Target.evenly(result + 3 * 2**level - 1, 2 * 2**level, count, length)
@@ -259,7 +262,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     appends = [*map(Step, append_firsts, slots_of, appended, [batch] * len(targets), targets)]
 
     lookups = []
-    for level in range(lowest + by_ids):  # the blocks that are appended
+    for level in range(looked_up):  # the blocks that are appended
         found = []
         odd = last[level]
         if form == "whole" and odd is not None:
@@ -275,5 +278,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         lookups.append(tuple(found))
     if not by_ids:
         lookups.append((LookUp(slice(None), pairs_of(lowest)),))
+    in_pairs = [0 if level < looked_up else count // 2 * 2 for level, count in enumerate(counts)]
+    by_level = tuple((count, pairs_of(level)) for level, count in enumerate(in_pairs)) if form == "each" else ()
     parts = tuple(tables), tuple(lookups), tuple(levels), tuple(appends), tuple(last)
-    return Layout(batch, length, *parts, rows, slots, result, spare, scratch)
+    return Layout(batch, length, *parts, rows, slots, result, spare, by_level, scratch)

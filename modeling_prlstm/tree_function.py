@@ -58,7 +58,7 @@ class Composition(NamedTuple):
     @property
     def tables(self) -> int:
         """How many levels are tables of repeated pairs."""
-        return 0 if self.ids is None else repeated_levels(self.form, self.rows, self.length, self.ids)
+        return 0 if self.ids is None else repeated_levels(self.rows, self.length, self.ids)
 
     @property
     def can_capture(self) -> bool:

@@ -175,12 +175,13 @@ def test_sorted_ids(batch, monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("checkpoint", [False, True])
-@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+@pytest.mark.parametrize("form", ["scan", "reduce", "ragged"])
 @pytest.mark.parametrize("length", [4, 5, 15, 22])
-def test_repeated_pairs_are_merged_once(backend, length, every_prefix, checkpoint, monkeypatch):
+def test_repeated_pairs_are_merged_once(backend, length, form, checkpoint, monkeypatch):
     monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
     model = model_of(vocab_size=2, num_refinements=2).train()
-    arguments = batch_of(length, batch=29) % 2, None, every_prefix
+    lengths = length - torch.arange(29) % length if form == "ragged" else None
+    arguments = batch_of(length, batch=29) % 2, lengths, form == "scan"
     expected = states_and_gradients(model, "eager", *arguments)
     model.composer.merge.gradient_checkpointing = checkpoint
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)

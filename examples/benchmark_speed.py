@@ -9,8 +9,11 @@ backend's. Writes JSON and two figures. The models are:
 - triton+checkpoint: the loop with activation checkpointing;
 - lstm: `torch.nn.LSTM`, on a GPU cuDNN's; transformer: the paper's encoder.
 
+"Padded" batches have rows of their own lengths, from half of the longest on, and a mask; the peers read no masks.
+
 Last, the steps a second of Trainer, with batches of 128 rows of up to 40 tokens: of the backends, of `StepTrainer`
-("+step"), and of a model of two numbers, "nothing": what Trainer itself takes.
+("+step"), and of a model of two numbers, "nothing": what Trainer itself takes. All in turns, as a host's speed changes
+by the minute; the medians.
 
     python examples/benchmark_speed.py --precision tf32 --output examples/benchmarks/h100
 """
@@ -48,18 +51,19 @@ class Work(NamedTuple):
     length: int
     training: bool
     every: bool = False
+    padded: bool = False
 
     @property
     def name(self) -> str:
         """As in the tables."""
-        form = "scan" if self.every else "reduce"
+        form = ("scan" if self.every else "reduce") + (" padded" if self.padded else "")
         return f"{'training' if self.training else 'inference'} {self.batch} x {self.length} {form}"
 
     @property
     def flops(self) -> float:
         """What PR-LSTM's products cost: 28 H^2 operations a merge (one refinement), three times that in training.
 
-        Of all merges: repeated blocks of tokens, which some backends merge once, count every time.
+        Of all merges: repeated blocks of tokens, which some backends merge once, and padding count every time.
         """
         levels = self.length.bit_length() - 1
         merges = self.length - 1
@@ -75,11 +79,13 @@ WORKS = {
         Work(128, 512, True),
         Work(32, 2048, True),
         Work(128, 512, True, every=True),
+        Work(128, 41, True, padded=True),
+        Work(128, 512, True, padded=True),
         Work(1024, 100, False),
         Work(1024, 500, False),
         Work(64, 8192, False),
     ],
-    "cpu": [Work(32, 41, True), Work(16, 512, True), Work(64, 100, False)],
+    "cpu": [Work(32, 41, True), Work(16, 512, True), Work(32, 41, True, padded=True), Work(64, 100, False)],
 }
 
 
@@ -138,33 +144,39 @@ class Bench:
             model.prlstm.composer.merge.gradient_checkpointing = name.endswith("+checkpoint")
         return model.to(self.device, self.dtype)
 
-    def batch(self, work: Work) -> tuple[Tensor, Tensor]:
-        """Tokens and labels."""
+    def batch(self, work: Work) -> tuple[dict[str, Tensor], Tensor]:
+        """Tokens, with a mask if they are padded, and labels."""
         generator = torch.Generator().manual_seed(work.length)
         tokens = torch.randint(self.vocab_size, (work.batch, work.length), generator=generator)
         labels = torch.randint(LABELS, tokens.shape if work.every else tokens.shape[:1], generator=generator)
-        return tokens.to(self.device), labels.to(self.device)
+        inputs = {"input_ids": tokens}
+        if work.padded:
+            lengths = torch.randint(work.length // 2, work.length + 1, (work.batch, 1), generator=generator)
+            lengths[0] = work.length
+            inputs["attention_mask"] = (torch.arange(work.length) < lengths).long()
+        return {name: part.to(self.device) for name, part in inputs.items()}, labels.to(self.device)
 
     def step(self, name: str, work: Work, model: nn.Module | None = None) -> Callable[[], Tensor]:
         """A function that does the work once. Training: forward, backward, clip to norm 1, Adam."""
         model = self.model(name, work.every) if model is None else model
-        tokens, labels = self.batch(work)
+        inputs, labels = self.batch(work)
+        tokens = inputs["input_ids"]
         is_peer = name in PEERS
         if not work.training:
             model.eval()
-            return torch.no_grad()(lambda: model(tokens, work.every) if is_peer else model(tokens).logits)
+            return torch.no_grad()(lambda: model(tokens, work.every) if is_peer else model(**inputs).logits)
         model.train()
         if name.endswith("+step"):
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=True)
             training_step = TrainingStep(model, optimizer, max_grad_norm=1.0)
-            return lambda: training_step(input_ids=tokens, labels=labels)
+            return lambda: training_step(**inputs, labels=labels)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
         def train() -> Tensor:
             if is_peer:
                 loss = F.cross_entropy(model(tokens, work.every).flatten(0, -2).float(), labels.flatten())
             else:
-                loss = model(tokens, labels=labels).loss
+                loss = model(**inputs, labels=labels).loss
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -210,10 +222,10 @@ class Bench:
             model = self.model(backend, work.every).prlstm
             if backend == "eager":
                 model = model.double()
-            tokens, _ = self.batch(work)
+            inputs, _ = self.batch(work)
             model.train(work.training)
             with torch.set_grad_enabled(work.training):
-                outputs = model(tokens, pool_only=not work.every)
+                outputs = model(**inputs, pool_only=not work.every)
             states = outputs.last_hidden_state if work.every else outputs.pooler_output
             tensors = [states.detach()]
             if work.training:
@@ -386,7 +398,7 @@ def main() -> None:
         if work.training:
             names += [f"{ours}+step", f"{ours}+checkpoint"] if arguments.device == "cuda" else [f"{ours}+checkpoint"]
         if own is bench:
-            names += [*(["fused"] if arguments.device == "cuda" else []), "eager", *PEERS]
+            names += [*(["fused"] if arguments.device == "cuda" else []), "eager", *(() if work.padded else PEERS)]
         here = {name: own.measure(name, work) | {"product_rate": own.product_rate()} for name in names}
         for name, row in here.items():
             row["fraction"] = None if name in PEERS else work.flops / row["seconds"] / row["product_rate"]
@@ -400,12 +412,15 @@ def main() -> None:
                 f"{'' if row['error'] is None else format(row['error'], '.0e'):>9}",
                 flush=True,
             )
-    trainer = {}
+    rates: dict[str, list[float]] = {}
     if precision != "bf16":
-        for name in ("nothing", *([f"{ours}+step"] if arguments.device == "cuda" else []), ours, "eager"):
-            trainer[name] = trainer_rate(name, bench, steps=400 if arguments.device == "cuda" else 40)
-            print(f"Trainer, {name:20}{trainer[name]:9.1f} steps/s", flush=True)
-    result = facts | {"precision": precision, "rate": rate, "rows": rows, "trainer_steps_per_second": trainer}
+        on_gpu = arguments.device == "cuda"
+        names = ["nothing", *([f"{ours}+step"] if on_gpu else []), ours, "eager"]
+        for name in names * (5 if on_gpu else 1):
+            rates.setdefault(name, []).append(trainer_rate(name, bench, steps=160 if on_gpu else 40))
+        for name, found in rates.items():
+            print(f"Trainer, {name:20}{statistics.median(found):9.1f} steps/s", flush=True)
+    result = facts | {"precision": precision, "rate": rate, "rows": rows, "trainer_steps_per_second": rates}
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / f"{precision}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

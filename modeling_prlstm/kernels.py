@@ -66,6 +66,9 @@ HIDDEN_UNIT = 2.0**-15
 # The rows of a product of the weights' gradients that have one unit, for which one operand is copied.
 PRODUCT_ROWS = 32768
 
+# Whether instructions of the GPU can be named.
+PTX = tl.constexpr(not INTERPRETED and torch.version.hip is None)
+
 # The largest number of a row becomes this, or up to twice as much: near float16's end.
 TOP = tl.constexpr(2.0**13)
 
@@ -691,11 +694,24 @@ def _slots(rows, batch, paired, base, pair, side, row, odd, odd_row):
 
 
 @triton.jit
+def _sigmoid(x):
+    """As exact as Triton's own but for numbers below 2**-126, for which that has three times as many instructions."""
+    if PTX:
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+        )
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1 + power], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.sigmoid(x)
+
+
+@triton.jit
 def _tanh(x):
     """By its series where the formula with the exponential loses the digits of a small result."""
     square = x * x
     series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
-    return tl.where(square < 0.04, series, 2 * tl.sigmoid(2 * x) - 1)
+    return tl.where(square < 0.04, series, 2 * _sigmoid(2 * x) - 1)
 
 
 @triton.jit
@@ -786,9 +802,9 @@ def _leaf(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
     at = rows[:, None] * (3 * SIZE) + columns[None, :]
-    i = tl.sigmoid(tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32))
+    i = _sigmoid(tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32))
     g = _tanh(tl.load(product_ptr + at + SIZE, mask=inside, other=0.0).to(tl.float32))
-    o = tl.sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+    o = _sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
     cell = i * g
     hidden = o * _tanh(cell) / UNIT
     at = rows[:, None] * SIZE + columns[None, :]
@@ -813,9 +829,9 @@ def _leaf_backward(
     inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
     gates_at = rows[:, None] * (3 * SIZE) + columns[None, :]
     at = rows[:, None] * SIZE + columns[None, :]
-    i = tl.sigmoid(tl.load(product_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
+    i = _sigmoid(tl.load(product_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
     g = _tanh(tl.load(product_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32))
-    o = tl.sigmoid(tl.load(product_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+    o = _sigmoid(tl.load(product_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
     activated = _tanh(i * g)
     d_hidden = tl.load(hidden_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
     d_cell = tl.load(cell_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -1266,23 +1282,28 @@ def _finish(
     hidden_out_ptr, cell_out_ptr = out
     batch, paired, base, pair, side, row, odd, odd_row = places
     bias_at = bias_ptr + columns[None, :]
-    i = tl.sigmoid(i + _bias(bias_at, in_columns))
-    g = _tanh(g + _bias(bias_at + SIZE, in_columns))
-    o = tl.sigmoid(o + _bias(bias_at + 2 * SIZE, in_columns))
-    left = tl.sigmoid(left + _bias(bias_at + 3 * SIZE, in_columns))
-    cell = i * g + left * tl.load(left_cell_at, mask=inside, other=0.0)
-    if STATES == 2:
-        right = tl.sigmoid(right + _bias(bias_at + 4 * SIZE, in_columns))
-        cell += right * tl.load(right_cell_at, mask=inside, other=0.0)
     if KEEP:
         dtype = gates_ptr.dtype.element_ty
         gates_at = gates_ptr + rows.to(tl.int64)[:, None] * ((3 + STATES) * SIZE) + columns[None, :]
+    # In this order the registers suffice; in others some are spilled.
+    left = _sigmoid(left + _bias(bias_at + 3 * SIZE, in_columns))
+    if KEEP:
+        tl.store(gates_at + 3 * SIZE, left.to(dtype), mask=inside)
+    cell = left * tl.load(left_cell_at, mask=inside, other=0.0)
+    if STATES == 2:
+        right = _sigmoid(right + _bias(bias_at + 4 * SIZE, in_columns))
+        if KEEP:
+            tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
+        cell += right * tl.load(right_cell_at, mask=inside, other=0.0)
+    i = _sigmoid(i + _bias(bias_at, in_columns))
+    g = _tanh(g + _bias(bias_at + SIZE, in_columns))
+    if KEEP:
         tl.store(gates_at, i.to(dtype), mask=inside)
         tl.store(gates_at + SIZE, g.to(dtype), mask=inside)
+    cell += i * g
+    o = _sigmoid(o + _bias(bias_at + 2 * SIZE, in_columns))
+    if KEEP:
         tl.store(gates_at + 2 * SIZE, o.to(dtype), mask=inside)
-        tl.store(gates_at + 3 * SIZE, left.to(dtype), mask=inside)
-        if STATES == 2:
-            tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
     out_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
     tl.store(cell_out_ptr + out_at, cell, mask=inside)
     hidden = o * _tanh(cell) / UNIT

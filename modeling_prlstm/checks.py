@@ -135,10 +135,10 @@ def check_classes(labels: Tensor, logits_shape: tuple[int, ...], bounds: Bounds 
         )
     if bounds is None and not can_look_at(labels):
         return
-    labels = labels.long()
-    low, high = bounds or torch.stack(labels.aminmax()).tolist()
+    low, high = bounds or torch.stack(labels.long().aminmax()).tolist()
     if low >= 0 and high < count:
         return
+    labels = labels.long()
     outside = ((labels < 0) | (labels >= count)) & (labels != -100)
     if outside.any():
         raise ValueError(

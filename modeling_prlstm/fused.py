@@ -77,8 +77,8 @@ class Arithmetic(Protocol):
         """Start to look at ids [B, T], a mask [B, T] and labels, which have no fractions.
 
         Returns:
-            What `survey` reads once the device has done its work: `found`, if it is given, which an earlier call gave
-            for tensors of the same shapes.
+            What `survey` reads once the device has looked: `found`, if it is given, which an earlier call gave for
+            tensors of the same shapes.
         """
 
     def survey(self, found: Tensor) -> Survey:
@@ -550,19 +550,6 @@ class Tree:
             return self._inputs(self.states, part.slot, part.rows)[1]
         start = part.slot - self.saved[0]
         return self.saved[1][start : start + 2 * part.rows].view(part.rows, 2, self.size)
-
-    def _slots(self, buffer: Tensor, slot: int | None, count: int) -> Tensor:
-        """The slots [count, B, 2, H] of `count` merges, from `slot` on."""
-        assert slot is not None
-        slots = buffer[slot : slot + 2 * count * self.layout.batch]
-        return slots.view(count, self.layout.batch, 2, self.size)
-
-    def _last(self, buffer: Tensor, level: int) -> Tensor:
-        """The slots [B, H] of the last node of `level`, which has an odd number of them."""
-        place = self.layout.last[level]
-        assert place is not None
-        first, step = place
-        return buffer[first : first + step * self.layout.batch : step]
 
     # Buffers.
 

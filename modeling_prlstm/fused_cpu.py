@@ -29,17 +29,18 @@ class TorchArithmetic:
     # Large enough for a product at full speed, small enough that its gates stay in the cache of a core or two.
     rows = 512
 
+    bears_unknown_ids = False
+
     def can_capture(self, ids: int) -> bool:
         """See `Arithmetic`."""
         return ids <= ONE_HOT_IDS["cuda"]
-
-    bears_unknown_ids = False
 
     def look(
         self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, found: Tensor | None = None
     ) -> Tensor:
         """See `Arithmetic`."""
         lengths = None if mask is None else (mask != 0).sum(dim=1)
+        labels = None if labels is None else labels.long()  # first: -100 is 156 in uint8
         labels = None if labels is None else labels.masked_fill(labels == -100, 0)
         parts = ids, None if mask is None else mask.long(), lengths, labels
         device = next((part.device for part in parts if part is not None), "cpu")

@@ -96,8 +96,8 @@ class Checks(NamedTuple):
     """Of the values of a function's inputs. A graph looks at them while it works: no value may do it harm.
 
     Attributes:
-        look: starts to look at the inputs; gives what is found, in the host's memory once the GPU has looked. With
-            what it gave before, for inputs of the same shapes, that takes the findings.
+        look: starts to look at the inputs; gives what `judge` reads once the GPU has looked. With what it gave before,
+            for inputs of the same shapes, that takes the findings.
         judge: raises for findings that it does not like.
     """
 
@@ -258,7 +258,8 @@ class Graph:
             copy_all(inputs, self.inputs)
             self.forward_graph.replay()
             results = tuple(_clone(self.results))
-            if checks is not None and self.found is not None:
+            if checks is not None:
+                assert self.found is not None
                 self.looked.synchronize()
                 checks.judge(self.found)
             return results
@@ -439,7 +440,7 @@ class Graphs:
 
 
 def _clone(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies, by one launch for all of one dtype."""
+    """Copies; see `copy_all`."""
     clones = [torch.empty_like(tensor) for tensor in tensors]
     copy_all(tensors, clones)
     return clones

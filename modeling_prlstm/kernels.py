@@ -87,6 +87,7 @@ class TritonArithmetic:
     """`fused.Arithmetic` in Triton kernels."""
 
     rows = None
+    bears_unknown_ids = True
 
     def __init__(self) -> None:
         self.tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -94,8 +95,6 @@ class TritonArithmetic:
     def can_capture(self, ids: int) -> bool:
         """See `Arithmetic`."""
         return True
-
-    bears_unknown_ids = True
 
     def look(
         self, ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, found: Tensor | None = None
@@ -290,7 +289,7 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         count, size = ids.numel() // 2, cell.shape[1]
-        rows, columns = 8, min(128, triton.next_power_of_2(size))
+        rows, columns = 4 if gates is None else 8, min(128, triton.next_power_of_2(size))
         _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
             *(ids, terms, cell, bias, gates, *out, *ids.stride(), len(cell), count, batch),
             *_in_pairs(target, batch, count),
@@ -299,6 +298,7 @@ class TritonArithmetic:
             UNIT=_hidden_unit(out[0], bias),
             ROWS=rows,
             COLUMNS=columns,
+            num_warps=rows,
         )
 
     def sums(self, count: int, dtype: torch.dtype) -> int:

@@ -131,9 +131,11 @@ class Layout(NamedTuple):
         rows: merges of the whole batch.
         slots: places for states.
         result: first slot of the result: [batch], for `every` [batch, length].
-        spare: first of the slots past the results and the tables: of `last` for `each` and `every`.
-        ends: by level, how many of its nodes have their slots in pairs, and where all are, as targets; only the last
-            that each row has is looked up, and has one slot for each row. For `each` alone.
+        spare: first of the slots past the results and the tables: of `last` for `each` and `every`, and for `each` of
+            `scratch` and of what the appends make.
+        ends: where the block of each level is that ends a row: how many of the level's nodes have their slots in
+            pairs, and the target of all nodes. Of a level that is looked up, each row's last node alone has a slot,
+            and none is in pairs. For `each` alone.
         scratch: first of [batch] slots whose content no one reads; for `each` alone.
     """
 
@@ -150,10 +152,6 @@ class Layout(NamedTuple):
     spare: int
     ends: tuple[tuple[int, Target], ...]
     scratch: int
-
-    def nodes(self, level: int) -> int:
-        """The number of complete blocks of `level`, that is of its nodes."""
-        return self.length >> level
 
     def pairs(self, level: int) -> Step:
         """The step that merges the pairs of `level`, which has no table."""
@@ -245,8 +243,8 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         return Target(slot_of(firsts[level]), 2 * batch, 1, 2, odd, odd_row)
 
     if form == "whole":
-        ends = [*((slot_of(first), 2) for first in append_firsts[1:-1]), (result, 1)]
-        targets = [Target(0, 0, 0, 0, *end) for end in ends]
+        next_left = [*((slot_of(first), 2) for first in append_firsts[1:-1]), (result, 1)]
+        targets = [Target(0, 0, 0, 0, *place) for place in next_left]
     elif form == "each":
         targets = [Target.evenly(scratch + batch * (1 + place), batch, 1) for place in range(len(below))]
     else:  # a block of level k, the odd one of its pair, ends the prefixes (3, 5, 7, ...) * 2**k
@@ -279,6 +277,6 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     if not by_ids:
         lookups.append((LookUp(slice(None), pairs_of(lowest)),))
     in_pairs = [0 if level < looked_up else count // 2 * 2 for level, count in enumerate(counts)]
-    by_level = tuple((count, pairs_of(level)) for level, count in enumerate(in_pairs)) if form == "each" else ()
+    ends = tuple((count, pairs_of(level)) for level, count in enumerate(in_pairs)) if form == "each" else ()
     parts = tuple(tables), tuple(lookups), tuple(levels), tuple(appends), tuple(last)
-    return Layout(batch, length, *parts, rows, slots, result, spare, by_level, scratch)
+    return Layout(batch, length, *parts, rows, slots, result, spare, ends, scratch)

@@ -194,8 +194,8 @@ IN_LAYERS = {
 }
 
 
-# The problem type of labels that are classes, and the bounds of values that are looked at later.
-CLASSES, UNSEEN = "single_label_classification", (0, 0)
+# The problem type of labels that are classes, and bounds that pass: of values that are looked at later.
+CLASSES, TRUSTED = "single_label_classification", (0, 0)
 
 
 class Layers(NamedTuple):
@@ -353,11 +353,11 @@ class _Classifier(PRLSTMPreTrainedModel):
         rows = [part for part in (ids, mask) if part is not None]
         if any(part.dim() != 2 or part.shape != rows[0].shape or not _is_countable(part) for part in rows):
             return None
-        # Shapes and dtypes first, and values that no survey takes in.
-        batch, length = checked_inputs(ids, embeds, mask, self.config, UNSEEN).shape[:2]
+        # Shapes and dtypes first, and the values of embeddings and of targets that are no classes.
+        batch, length = checked_inputs(ids, embeds, mask, self.config, TRUSTED).shape[:2]
         shape = batch, length
         logits_shape = *(shape if self.every_prefix else (batch,)), self.classifier.out_features
-        problem_type = None if labels is None else self._check_labels(labels, logits_shape, UNSEEN)
+        problem_type = None if labels is None else self._check_labels(labels, logits_shape, TRUSTED)
         classes = labels if problem_type == CLASSES else None
 
         def check(survey: Survey) -> None:
@@ -393,6 +393,7 @@ class _Classifier(PRLSTMPreTrainedModel):
 
 def _known(labels: Tensor, count: int) -> Tensor:
     """`labels` without those that are not from 0 to `count` - 1, which would end the GPU's work for good."""
+    labels = labels.long()  # first: narrow ones have no -100, nor `count`
     return labels.masked_fill((labels < 0) | (labels >= count), -100)
 
 

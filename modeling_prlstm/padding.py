@@ -42,10 +42,11 @@ class Rows(NamedTuple):
         return restored.reshape(*self.shape, size)
 
     def last(self, states: Tensor) -> Tensor:
-        """The state [N, H] of each sequence's last token, of `states` [N, L, H]."""
+        """The state [N, H] of each sequence's last token, any of one without tokens, of `states` [N, L, H]."""
         if self.lengths is None:
             return states[:, -1]
-        return states.gather(1, (self.lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+        last = (self.lengths - 1).clamp(min=0)
+        return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
 def can_look_at(tensor: Tensor) -> bool:

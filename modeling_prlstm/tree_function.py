@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 from .fused import TREES, Arithmetic, Leaves, Tree
 from .layout import Form, make_layout, repeated_levels
 
-# Under activation checkpointing the trees of rows with about this many tokens exist at a time, or of a larger batch
-# those of an eighth of its rows; of a longer row, the gates of this many merges.
+# Under activation checkpointing the trees of rows with about this many tokens exist at a time, or of a large batch
+# those of an eighth of its rows at most; of a row that is longer than both, the gates of this many merges.
 CHECKPOINT_TOKENS, CHECKPOINT_PARTS = 4096, 8
 
 # About how many bytes a tree's buffers have, times H, for each of its merges and for each refinement of these; and

@@ -278,6 +278,23 @@ def test_values_are_checked(device, head, mask, backend):
     assert graph.joined
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("dtype", "count"), [(torch.uint8, 256), (torch.int8, 200), (torch.uint8, 3)])
+def test_labels_of_narrow_dtypes(device, head, dtype, count):
+    backend = "triton" if importlib.util.find_spec("triton") else "auto"
+    model = model_of(head, device, num_labels=count, backend=backend)
+    reference = model_of(head, "cpu", num_labels=count, backend="eager")
+    for seed in range(3):
+        batches = [batch_of(head, one.device, seed) for one in (model, reference)]
+        for batch in batches:
+            batch["labels"] = batch["labels"].to(dtype)
+        check_same(*(found_by(one, batch) for one, batch in zip((model, reference), batches, strict=True)))
+    for wrong in (count, 156) if count == 3 else ():
+        batches[0]["labels"].flatten()[0] = wrong
+        with pytest.raises(ValueError, match="`labels` must be from 0 to"):
+            model(**batches[0])
+
+
 @pytest.mark.parametrize("what", ["hook", "dropout", "loss", "hidden states", "packed", "int items", "parametrized"])
 def test_what_no_graph_of_all_can_hold(device, what):
     """Then the tree alone is a graph, and the rest is called each time."""

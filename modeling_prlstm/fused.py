@@ -617,7 +617,7 @@ class EachTree(Tree):
 
     def _append(self) -> None:
         prefix = self._plan()
-        for step, sources in zip(self.layout.appends, self.operands, strict=True):
+        for step, sources in zip(self.layout.appends, reversed(self.operands.unbind()), strict=True):
             assert step.slot is not None
             self.arithmetic.move(self.states, sources, step.slot)
             self._merge(step)
@@ -630,7 +630,7 @@ class EachTree(Tree):
         top, row = len(layout.appends), torch.arange(layout.batch, device=lengths.device)
         level = torch.arange(top + 1, device=lengths.device)[:, None]
         blocks = lengths >> level
-        is_end = blocks % 2 == 1
+        is_end = (blocks & 1).bool()
         appends = is_end & (blocks > 1)
         last = self.arithmetic.last_blocks(lengths, layout.ends)
         # The prefixes that end with a block of each level, and where they are the left one of a merge.
@@ -642,7 +642,7 @@ class EachTree(Tree):
             made, left = torch.where(appends, first.target.base + place, last), first.slot + 2 * place
         prefix = torch.full_like(row, NO_SLOT)
         before = []  # from the highest level down: the prefix that it finds
-        for own, here in zip(made.flip(0), is_end.flip(0), strict=True):
+        for own, here in zip(reversed(made.unbind()), reversed(is_end.unbind()), strict=True):
             before.append(prefix)
             prefix = torch.where(here, own, prefix)
         reader = layout.result + row
@@ -651,11 +651,11 @@ class EachTree(Tree):
             after.append(reader)
             reader = torch.where(here, own, reader)
         readers = torch.stack(after)
-        operands = torch.stack((torch.stack(before), last.flip(0)), dim=2)
-        # What each append reads, from the highest level down; where the gradients are, from the lowest up, of what
-        # appends make and of the blocks that rows end with; and the slots of these blocks.
-        self.operands = operands.masked_fill_(~appends.flip(0)[:, :, None], NO_SLOT).flatten(1)[1:]
-        self.of_merged = readers.masked_fill(~appends, NO_SLOT)[:-1]
+        operands = torch.stack((torch.stack(before[::-1]), last), dim=2)
+        # By level, what each append reads; where the gradients are of what appends make, and of the blocks that rows
+        # end with; and the slots of these blocks.
+        self.operands = torch.where(appends[:, :, None], operands, NO_SLOT).flatten(1)[:-1]
+        self.of_merged = torch.where(appends, readers, NO_SLOT)[:-1]
         self.of_last = torch.where(appends, left + 1, readers)
         self.last = torch.where(is_end, last, layout.scratch + row)
         return prefix

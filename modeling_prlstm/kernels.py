@@ -440,8 +440,8 @@ def _hidden_unit(hidden: Tensor, like: Tensor) -> float:
 def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units: Tensor) -> Tensor:
     """The product of slopes and `inputs` in float32: these are brought to the largest of the slopes' units."""
     count, width = inputs.shape
-    # In two kernels: one alone would be a single program of the GPU.
-    largest = units.view(128 if count % 128 == 0 else 1, -1).amax(1).amax()
+    in_two = count >= MANY_ROWS and count % 128 == 0  # as one kernel alone would be a single program of the GPU
+    largest = units.view(128, -1).amax(1).amax() if in_two else units.amax()
     in_unit = torch.empty_like(inputs)
     sizes = {"WIDTH": width, "ROWS": 16, "COLUMNS": min(256, triton.next_power_of_2(width))}
     tiles = triton.cdiv(width, sizes["COLUMNS"])

@@ -633,7 +633,8 @@ class EachTree(Tree):
         is_end = (blocks & 1).bool()
         appends = is_end & (blocks > 1)
         last = self.arithmetic.last_blocks(lengths, layout.ends)
-        # The prefixes that end with a block of each level, and where they are the left one of a merge.
+        # The prefixes that end with a block of each level, and where they are the left one of a merge. The slots of
+        # appends follow each other, from the highest level down.
         made = left = last
         if layout.appends:
             first = layout.appends[0]

@@ -576,7 +576,8 @@ class Tree:
             self.saved = first, cell[first:after].clone()
             for part in self.gradients:
                 part[first:after].zero_()
-                part[layout.spare :].zero_()
+        for part in self.gradients:
+            part[layout.spare :].zero_()
         self.between_gradients = [self.like.new_empty(self.widest, self.size) for _ in self.cells[1:3]]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
@@ -662,8 +663,6 @@ class EachTree(Tree):
         return prefix
 
     def _append_backward(self) -> None:
-        for part in self.gradients:
-            part[self.layout.spare :].zero_()
         for step, sources in zip(reversed(self.layout.appends), self.of_merged, strict=True):
             self.arithmetic.move(self.gradients, sources, step.target.base)
             self._merge_backward(step)

@@ -201,13 +201,13 @@ class Graph:
         call = function.rebind(parameters)
         attached: Sequence[Tensor] = ()
         checks = function.checks
-        self.found = None if checks is None else checks.look(self.inputs, None)
+        self.found: Tensor | None = None  # made by the rehearsal, written by each replay
         self.looked = torch.cuda.Event(external=True)  # to wait for it is not to wait for the rest of the graph
 
         def forward() -> list[Tensor]:
             nonlocal attached
             if checks is not None:
-                checks.look(self.inputs, self.found)
+                self.found = checks.look(self.inputs, self.found)
                 self.looked.record()
             attached = call(*self.inputs)
             return [result.detach() for result in attached]
@@ -448,11 +448,11 @@ def _clone(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def copy_all(source: Tensors, into: Tensors) -> None:
     """Copy what is given: by one launch all that is small and of one dtype, since of that few programs take part."""
-    pairs = [(own, given) for own, given in zip(into, source, strict=True) if own is not None and given is not None]
     together: dict[Hashable, list[tuple[Tensor, Tensor]]] = {}
-    for own, given in pairs:
-        key = own.dtype if own.numel() <= SMALL else id(own)
-        together.setdefault(key, []).append((own, given))
+    for own, given in zip(into, source, strict=True):
+        if own is not None and given is not None:
+            key = own.dtype if own.numel() <= SMALL else id(own)
+            together.setdefault(key, []).append((own, given))
     for part in together.values():
         if len(part) == 1:
             part[0][0].copy_(part[0][1])

@@ -108,7 +108,7 @@ class TritonArithmetic:
             found = torch.zeros(8, programs, dtype=torch.int64, device="cpu", pin_memory=not INTERPRETED)
         strides = [stride for part in (ids, mask) for stride in ((0, 0) if part is None else part.stride())]
         flat = None if labels is None else labels.flatten()
-        given = next((part for part in (ids, mask, flat) if part is not None), None)
+        given = rows if rows is not None else flat
         if given is not None:
             with torch.cuda.device_of(given):
                 grid = (found.shape[1],)
@@ -289,7 +289,7 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         count, size = ids.numel() // 2, cell.shape[1]
-        rows, columns = 4 if gates is None else 8, min(128, triton.next_power_of_2(size))
+        rows, columns = 4 if gates is None else 8, min(128, triton.next_power_of_2(size))  # 4 states a thread
         _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
             *(ids, terms, cell, bias, gates, *out, *ids.stride(), len(cell), count, batch),
             *_in_pairs(target, batch, count),

@@ -356,6 +356,8 @@ class _Classifier(PRLSTMPreTrainedModel):
         # Shapes and dtypes first, and the values of embeddings and of targets that are no classes.
         batch, length = checked_inputs(ids, embeds, mask, self.config, TRUSTED).shape[:2]
         shape = batch, length
+        if mask is not None:
+            check_mask_shape(mask, shape)
         logits_shape = *(shape if self.every_prefix else (batch,)), self.classifier.out_features
         problem_type = None if labels is None else self._check_labels(labels, logits_shape, TRUSTED)
         classes = labels if problem_type == CLASSES else None
@@ -364,7 +366,7 @@ class _Classifier(PRLSTMPreTrainedModel):
             if ids is not None:
                 check_range(ids, mask, self.config.vocab_size, survey.ids)
             if classes is not None:
-                self._check_labels(classes, logits_shape, survey.labels)
+                check_classes(classes, logits_shape, survey.labels)
 
         def look(inputs: Tensors, found: Tensor | None) -> Tensor:
             named = dict(zip(tensors, inputs, strict=True))
@@ -375,8 +377,6 @@ class _Classifier(PRLSTMPreTrainedModel):
         if mask is None and bears_ids:
             checks = Checks(look, lambda found: check(arithmetic.survey(found)))
             return Batch(tensors, shape, problem_type, checks)
-        if mask is not None:
-            check_mask_shape(mask, shape)
         found = arithmetic.look(ids, mask, classes)
         torch.cuda.current_stream(rows[0].device).synchronize()
         survey = arithmetic.survey(found)

@@ -1,5 +1,6 @@
 """The authors' weights, states and gradients (tests/fixtures), and the plainest possible recursion to compare with."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from safetensors import safe_open
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMForTokenClassification
 from modeling_prlstm.cells import CELLS
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "reference_model.safetensors"
 

@@ -6,7 +6,6 @@ tests who gets which graph when, and the way of the values and gradients to it a
 
 import contextlib
 import copy
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -23,10 +22,11 @@ from modeling_prlstm import (
     modeling_prlstm,
 )
 
+from .reference import HAS_TRITON
+
 CHECKPOINTING = "activation_checkpointing"
 if not hasattr(PRLSTMModel, f"{CHECKPOINTING}_enable"):
     CHECKPOINTING = "gradient_checkpointing"
-NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 HEADS = [PRLSTMForSequenceClassification, PRLSTMForTokenClassification]
 LENGTH = 6
 
@@ -250,7 +250,7 @@ def test_embeddings_have_gradients(device):
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=NEEDS_TRITON)])
+@pytest.mark.parametrize("backend", ["auto", *(["triton"] if HAS_TRITON else [])])
 @pytest.mark.parametrize("mask", [None, "right"])
 @pytest.mark.parametrize("head", HEADS)
 def test_values_are_checked(device, head, mask, backend):
@@ -281,7 +281,7 @@ def test_values_are_checked(device, head, mask, backend):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("dtype", "count"), [(torch.uint8, 256), (torch.int8, 200), (torch.uint8, 3)])
 def test_labels_of_narrow_dtypes(device, head, dtype, count):
-    backend = "triton" if importlib.util.find_spec("triton") else "auto"
+    backend = "triton" if HAS_TRITON else "auto"
     model = model_of(head, device, num_labels=count, backend=backend)
     reference = model_of(head, "cpu", num_labels=count, backend="eager")
     for seed in range(3):

@@ -3,7 +3,6 @@
 The Triton kernels run through Triton's interpreter where there is no GPU, on the GPU itself where there is one.
 """
 
-import importlib.util
 import pkgutil
 
 import pytest
@@ -12,9 +11,8 @@ import torch
 from modeling_prlstm import PRLSTMConfig, PRLSTMModel
 from modeling_prlstm.composer import arithmetic_of, choose_backend
 
-from .reference import relative_error
+from .reference import HAS_TRITON, relative_error
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = {"fused": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 BACKENDS = ["fused", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="needs triton"))]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -143,8 +141,8 @@ def test_survey(shape, missing, dtype):
     mask = torch.randint(0, 3, (2 * shape[0], shape[1]), generator=generator).to(dtype)[::2]
     labels = torch.randint(-100, 5, shape, generator=generator)
     parts = [None if number == missing else part for number, part in enumerate((ids, mask, labels))]
-    expected = arithmetic_of("fused")
-    expected = expected.survey(expected.look(*parts))
+    plain = arithmetic_of("fused")
+    expected = plain.survey(plain.look(*parts))
     on_device = [None if part is None else part.to(DEVICE["triton"]) for part in parts]
     arithmetic = arithmetic_of("triton")
     with torch.device("meta"):  # as a user's default device

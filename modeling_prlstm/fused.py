@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .layout import Form, Layout, Run, Step, Table, Target
+from .layout import Form, Layout, Lefts, Run, Step, Table, Target
 
 # In place of an id, or of a slot, that there is none of.
 NO_ID = NO_SLOT = -1
@@ -51,6 +51,18 @@ class InUnits(NamedTuple):
     def at(self, rows: slice) -> "InUnits":
         """Some of its rows."""
         return InUnits(self.values[rows], None if self.units is None else self.units[rows])
+
+
+class Prefixes(NamedTuple):
+    """Where the states of prefixes are, or their gradients, which add up.
+
+    Attributes:
+        hidden: [B * T, H], that of every prefix.
+        lefts: where others, hidden and cell, are the left ones of merges.
+    """
+
+    hidden: Tensor
+    lefts: Lefts
 
 
 class Arithmetic(Protocol):
@@ -137,8 +149,22 @@ class Arithmetic(Protocol):
             into: the slots [n], no two of them the same; or the first of so many.
         """
 
+    def put_starts(self, buffers: Pair, starts: int, prefixes: Prefixes, batch: int) -> None:
+        """Copy the states of the blocks that rows start with, from the slots `starts` on, to where `prefixes` are."""
+
+    def take_starts(self, buffers: Pair, starts: int, prefixes: Prefixes, batch: int) -> None:
+        """Write the gradients of the blocks that rows start with: `put_starts` backwards."""
+
     def forward(
-        self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self,
+        state: Pair,
+        weight: InUnits,
+        bias: Tensor,
+        gates: Tensor | None,
+        out: Pair,
+        target: Target,
+        batch: int,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """Compute a cell.
 
@@ -150,13 +176,18 @@ class Arithmetic(Protocol):
             out: hidden and cell [slots, H], which take the results at the places of `target`.
             target: see `out`.
             batch: rows of the batch.
+            prefixes: if given, the results are prefixes: its `hidden` takes those at `target`, and `out` takes them at
+                its `lefts` alone.
         """
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
         """Whether `forward_by_ids` and what belongs to it are worth it for so many `merges` of states of `ids` ids."""
 
-    def in_float32(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
-        """In float32 at least: `hidden` states [V, H], and the binary cell's `weight` by sides [2, 5H, H]."""
+    def factors(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+        """For `product`: `hidden` states [V, H], and the binary cell's `weight` by sides [2, 5H, H]."""
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """The product, in float32 at least, of matrices in the dtype of `factors`."""
 
     def forward_by_ids(
         self, pairs: "Pairs", bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -181,6 +212,7 @@ class Arithmetic(Protocol):
         sums: Tensor,
         into: Pair,
         accumulate: bool,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """Differentiate a cell.
 
@@ -196,6 +228,8 @@ class Arithmetic(Protocol):
             into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]; the last may
                 be `cell` itself.
             accumulate: whether to add them to what is there.
+            prefixes: if given, the results are prefixes, whose gradients are the sums of those of its `hidden` at
+                `target`, and of `gradient` at its `lefts`.
         """
 
     def backward_by_ids(
@@ -326,8 +360,7 @@ class Tree:
         self._look_up(leaves)
         for step in self.layout.levels:
             self._merge(step)
-        self._append()
-        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
+        return self._append()
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The gradients of the leaves' hidden and cell states and the weights, of the hidden result's `gradient`.
@@ -335,9 +368,7 @@ class Tree:
         Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates' values.
         """
         self._start_gradients()
-        self._result(self.gradients[0]).copy_(gradient)
-        self._result(self.gradients[1]).zero_()
-        self._append_backward()
+        self._append_backward(gradient)
         self._levels_backward()
         of_leaves = self._look_up_backward()
         del self.gradients, self.between_gradients  # room for the weights'
@@ -363,8 +394,9 @@ class Tree:
                 leaves = Leaves(pairs, *self._results(self.states, table))
         if self.layout.by_ids is not None:
             assert leaves.ids is not None
-            hidden, sides = self.factors = self.arithmetic.in_float32(leaves.hidden, self.cells[0][0])
-            self.pairs = Pairs(leaves.ids, hidden @ sides.transpose(1, 2), leaves.cell)
+            hidden, sides = self.factors = self.arithmetic.factors(leaves.hidden, self.cells[0][0])
+            terms = self.arithmetic.product(hidden.expand(2, -1, -1), sides.transpose(1, 2))
+            self.pairs = Pairs(leaves.ids, terms, leaves.cell)
 
     def _some_leaves(self, leaves: Leaves, columns: slice | None, level: int) -> Leaves:
         if columns is not None:
@@ -399,8 +431,10 @@ class Tree:
         assert self.of_pairs is not None
         (of_terms, of_cell), self.of_pairs = self.of_pairs, None
         hidden, sides = self.factors
-        self.of_weight = (of_terms.transpose(1, 2) @ hidden).transpose(0, 1).flatten(1)
-        return (of_terms @ sides).sum(0), of_cell
+        of_terms = of_terms.to(hidden.dtype)
+        of_weight = self.arithmetic.product(of_terms.transpose(1, 2), hidden.expand(2, -1, -1))
+        self.of_weight = of_weight.transpose(0, 1).flatten(1)
+        return self.arithmetic.product(of_terms, sides).sum(0), of_cell
 
     def _results(self, buffers: Pair, table: Table) -> Pair:
         return buffers[0][table.result], buffers[1][table.result]
@@ -409,11 +443,13 @@ class Tree:
 
     shares_states = False  # whether a block can be merged more than once, so that its gradients add up
 
-    def _append(self) -> None:
+    def _append(self) -> Tensor:
         for step in self.layout.appends:
             self._merge(step)
+        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
 
-    def _append_backward(self) -> None:
+    def _append_backward(self, gradient: Tensor) -> None:
+        self._start_at(gradient)
         for step in reversed(self.layout.appends):
             self._merge_backward(step)
 
@@ -424,13 +460,29 @@ class Tree:
     def _result(self, buffer: Tensor) -> Tensor:
         return buffer[self.layout.result : self.layout.result + self.layout.batch]
 
+    def _start_at(self, gradient: Tensor) -> None:
+        """Begin with the result's `gradient`."""
+        self._result(self.gradients[0]).copy_(gradient)
+        self._result(self.gradients[1]).zero_()
+
     # Merges.
 
     def _merge(self, step: Step) -> None:
         for part in self.parts[step]:
-            self._run_cells(part, self.kept, part.first if self.keep else 0, self.states, part.target)
+            first = part.first if self.keep else 0
+            self._run_cells(part, self.kept, first, self.states, part.target, self._prefixes_of(part, self.prefixes))
 
-    def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, target: Target) -> None:
+    # The hidden states of all prefixes [B * T, H], where these are wanted, and their gradients.
+    prefixes: Tensor | None = None
+    of_prefixes: Tensor | None = None
+
+    def _prefixes_of(self, part: Step, hidden: Tensor | None) -> Prefixes | None:
+        """Those that `part` makes, if any."""
+        return None if part.lefts is None or hidden is None else Prefixes(hidden, part.lefts)
+
+    def _run_cells(
+        self, part: Step, kept: _Kept, first: int, out: Pair, target: Target, prefixes: Prefixes | None = None
+    ) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
         batch, rows = part.batch, slice(first, first + part.rows)
         state: Pair | None = None
@@ -440,14 +492,14 @@ class Tree:
             gates = kept.gates[number]
             gates = None if gates is None else gates[rows]
             to: Pair = out
-            places = target
+            places, made = target, prefixes
             if number < len(self.cells) - 1:
                 hidden, cell = kept.between[number]
-                to, places = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges)
+                to, places, made = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges), None
             if state is None:
                 self.arithmetic.forward_by_ids(self._pairs_of(part), bias, gates, to, places, batch)
             else:
-                self.arithmetic.forward(state, weight, bias, gates, to, places, batch)
+                self.arithmetic.forward(state, weight, bias, gates, to, places, batch, made)
             state = to[0], to[1][:, None]
 
     def _pairs_of(self, part: Step) -> Pairs:
@@ -470,7 +522,7 @@ class Tree:
     def _cells_backward(self, part: Step, kept: _Kept, first: int, adds: bool) -> None:
         batch, count = part.batch, part.rows
         rows = slice(first, first + count)
-        gradient, target = self.gradients, part.target
+        gradient, target, prefixes = self.gradients, part.target, self._prefixes_of(part, self.of_prefixes)
         for number in reversed(range(len(self.cells))):
             gates = kept.gates[number]
             assert gates is not None
@@ -490,9 +542,10 @@ class Tree:
                 into = self._inputs(self.gradients, part.slot, count)
             accumulate = adds and not number
             self.arithmetic.backward(
-                gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate
+                gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate, prefixes
             )
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
+            prefixes = None
         if not self.keep:  # what the next part computes again goes to the same buffers
             self._multiply_slopes(kept, part.slot, first, count)
             if part.slot is None:
@@ -616,13 +669,14 @@ class EachTree(Tree):
     without a block of a level merge zeros there.
     """
 
-    def _append(self) -> None:
+    def _append(self) -> Tensor:
         prefix = self._plan()
         for step, sources in zip(self.layout.appends, reversed(self.operands.unbind()), strict=True):
             assert step.slot is not None
             self.arithmetic.move(self.states, sources, step.slot)
             self._merge(step)
         self.arithmetic.move(self.states, prefix, self.layout.result)
+        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
 
     def _plan(self) -> Tensor:
         """Find the slots of what the rows merge, and of what reads the results; gives those of the last ones [B]."""
@@ -662,7 +716,8 @@ class EachTree(Tree):
         self.last = torch.where(is_end, last, layout.scratch + row)
         return prefix
 
-    def _append_backward(self) -> None:
+    def _append_backward(self, gradient: Tensor) -> None:
+        self._start_at(gradient)
         for step, sources in zip(reversed(self.layout.appends), self.of_merged, strict=True):
             self.arithmetic.move(self.gradients, sources, step.target.base)
             self._merge_backward(step)
@@ -680,38 +735,49 @@ class EveryTree(Tree):
     """A tree with the states of all prefixes.
 
     Downwards, the prefixes that end where a block of level k ends are every second time known from the level above;
-    the others append one block of level k to the prefix before them.
+    the others append one block of level k to the prefix before them. Each goes to where it is the left one of others.
     """
 
     shares_states = True
 
-    def _append(self) -> None:
-        for block, prefix in self._first_blocks():
-            self._copy(self.states, block, prefix, 1)
-        for step, level in self._levels_down():
-            for source, operand, count in self._operands(step, level):
-                self._copy(self.states, source, operand, count)
+    def _append(self) -> Tensor:
+        layout, dtype = self.layout, self.like.dtype
+        self.prefixes = self.like.new_empty(layout.batch * layout.length, self.size, dtype=self.hidden_dtype)
+        for block, start in self._starts():
+            self._copy(self.states, block, start, 1)
+        starts = Prefixes(self.prefixes, layout.start_lefts)
+        self.arithmetic.put_starts(self.states, layout.starts, starts, layout.batch)
+        for level, step in self._levels_down():
+            for block, right, count in self._rights(step, level):
+                self._copy(self.states, block, right, count)
             self._merge(step)
+        prefixes, self.prefixes = self.prefixes, None
+        prefixes = prefixes if prefixes.dtype == dtype else self.arithmetic.result(prefixes, dtype)
+        return prefixes.view(layout.batch, layout.length, self.size)
 
-    def _append_backward(self) -> None:
-        for step, level in reversed([*self._levels_down()]):
+    def _append_backward(self, gradient: Tensor) -> None:
+        layout = self.layout
+        self.of_prefixes = gradient.contiguous().view(-1, self.size)
+        for level, step in reversed([*self._levels_down()]):
             self._merge_backward(step)
-            for source, operand, count in self._operands(step, level):
-                self._copy(self.gradients, operand, source, count, add=True)
-        for block, prefix in self._first_blocks():
-            self._copy(self.gradients, prefix, block, 1, add=True)
+            for block, right, count in self._rights(step, level):
+                self._copy(self.gradients, right, block, count, add=True)
+        starts = Prefixes(self.of_prefixes, layout.start_lefts)
+        self.arithmetic.take_starts(self.gradients, layout.starts, starts, layout.batch)
+        self.of_prefixes = None
+        for block, start in self._starts():
+            self._copy(self.gradients, start, block, 1, add=True)
 
-    def _levels_down(self) -> Iterator[tuple[Step, int]]:
-        return zip(self.layout.appends, reversed(range(len(self.layout.appends))), strict=True)
+    def _levels_down(self) -> Iterator[tuple[int, Step]]:
+        return zip(reversed(range(len(self.layout.appends))), self.layout.appends, strict=True)
 
-    def _operands(self, step: Step, level: int) -> Iterator[tuple[Run, Run, int]]:
-        """Where the states that `step` merges come from, unless looked up, their slots there, how many there are."""
+    def _rights(self, step: Step, level: int) -> Iterator[tuple[Run, Run, int]]:
+        """Where the blocks that `step` appends come from, unless looked up, their slots there, how many there are."""
         layout, batch = self.layout, self.layout.batch
         assert step.slot is not None
-        left, right = (Run(step.slot + side, 2 * batch, 2) for side in (0, 1))
-        yield self._prefixes(2 * 2**level, 2 * 2**level), left, step.merges
         if level < layout.looked_up:
             return
+        right = Run(step.slot + 1, 2 * batch, 2)
         pairs = layout.pairs(level)
         assert pairs.slot is not None
         paired = pairs.merges - 1
@@ -719,17 +785,13 @@ class EveryTree(Tree):
         if paired < step.merges:
             yield self._last_run(level), right._replace(base=right.base + paired * right.step), 1
 
-    def _first_blocks(self) -> Iterator[tuple[Run, Run]]:
-        """The blocks that are the first of a level, unless looked up, each with the prefix that it is."""
+    def _starts(self) -> Iterator[tuple[Run, Run]]:
+        """The blocks that are the first of a level, unless looked up, each with its place among `starts`."""
         layout = self.layout
         for level in range(layout.looked_up, len(layout.appends) + 1):
             slot = None if level == len(layout.appends) else layout.pairs(level).slot
             block = self._last_run(level) if slot is None else Run(slot, 0, 2)
-            yield block, self._prefixes(2**level, 0)
-
-    def _prefixes(self, tokens: int, step: int) -> Run:
-        """The prefix of so many tokens, and those that are each `step` longer than the one before."""
-        return Run(self.layout.result + tokens - 1, step, self.layout.length)
+            yield block, Run(layout.starts + level * layout.batch, 0, 1)
 
     def _last_run(self, level: int) -> Run:
         place = self.layout.last[level]
@@ -739,10 +801,6 @@ class EveryTree(Tree):
     def _copy(self, buffers: Pair, source: Run, into: Run, count: int, add: bool = False) -> None:
         if count:
             self.arithmetic.copy(buffers, source, into, count, self.layout.batch, add)
-
-    def _result(self, buffer: Tensor) -> Tensor:
-        batch, length = self.layout.batch, self.layout.length
-        return buffer[self.layout.result : self.layout.result + batch * length].view(batch, length, self.size)
 
 
 TREES: dict[Form, type[Tree]] = {"whole": Tree, "each": EachTree, "every": EveryTree}

@@ -3,14 +3,14 @@
 Written for the CPU; it runs on every device and in every floating-point dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Survey
-from .layout import Run, Target
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Prefixes, Survey
+from .layout import Lefts, Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
 # because the other way waits for the GPU.
@@ -148,8 +148,30 @@ class TorchArithmetic:
             else:
                 buffer[into : into + len(states)] = states
 
+    def put_starts(self, buffers: Pair, starts: int, prefixes: Prefixes, batch: int) -> None:
+        """See `Arithmetic`."""
+        for own, target, lefts in _starts(starts, prefixes.lefts, batch):
+            _write(prefixes.hidden, target, batch, buffers[0][own])
+            for buffer in buffers:
+                _write_lefts(buffer, lefts, batch, buffer[own])
+
+    def take_starts(self, buffers: Pair, starts: int, prefixes: Prefixes, batch: int) -> None:
+        """See `Arithmetic`."""
+        hidden, cell = buffers
+        for own, target, lefts in _starts(starts, prefixes.lefts, batch):
+            hidden[own] = _add_lefts(_read(prefixes.hidden, target, batch, cell[own]), hidden, lefts, batch)
+            cell[own] = _add_lefts(torch.zeros_like(cell[own]), cell, lefts, batch)
+
     def forward(
-        self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self,
+        state: Pair,
+        weight: InUnits,
+        bias: Tensor,
+        gates: Tensor | None,
+        out: Pair,
+        target: Target,
+        batch: int,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
@@ -158,16 +180,20 @@ class TorchArithmetic:
             gates = product.to(cell.dtype) if gates is None else gates.copy_(product)
         else:
             torch.addmm(bias, hidden, weight.values.t(), out=gates)
-        _finish(gates, cell, out, target, batch)
+        _finish(gates, cell, out, target, batch, prefixes)
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
         """See `Arithmetic`."""
         return merges >= FEWER_IDS * ids
 
-    def in_float32(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+    def factors(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
         """See `Arithmetic`."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         return hidden.to(dtype), torch.stack(weight.values.to(dtype).chunk(2, dim=1))
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """See `Arithmetic`."""
+        return left @ right
 
     def forward_by_ids(
         self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -200,9 +226,10 @@ class TorchArithmetic:
         sums: Tensor,
         into: Pair,
         accumulate: bool,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, cell, slopes, sums, into[1], accumulate)
+        _differentiate(gradient, target, batch, gates, cell, slopes, sums, into[1], accumulate, prefixes)
         if accumulate:
             into[0].addmm_(slopes.values, weight.values)
         else:
@@ -288,7 +315,9 @@ def _cells_of(pairs: Pairs, ids: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([pairs.cell.index_select(0, side) for side in ids], dim=1)
 
 
-def _finish(gates: Tensor, cell: Tensor, out: Pair, target: Target, batch: int) -> None:
+def _finish(
+    gates: Tensor, cell: Tensor, out: Pair, target: Target, batch: int, prefixes: Prefixes | None = None
+) -> None:
     """The rest of a cell, of its `gates`' sums [n, (3 + F) * H], which their values replace."""
     size = cell.shape[-1]
     i, g, o, *forgets = gates.split(size, dim=1)
@@ -296,8 +325,14 @@ def _finish(gates: Tensor, cell: Tensor, out: Pair, target: Target, batch: int) 
     g.tanh_()
     gates[:, 2 * size :].sigmoid_()
     after = _cell(i, g, forgets, cell)
-    _write(out[1], target, batch, after)
-    _write(out[0], target, batch, after.tanh_().mul_(o))
+    if prefixes is None:
+        _write(out[1], target, batch, after)
+        _write(out[0], target, batch, after.tanh_().mul_(o))
+    else:
+        _write_lefts(out[1], prefixes.lefts, batch, after)
+        hidden = after.tanh_().mul_(o)
+        _write(prefixes.hidden, target, batch, hidden)
+        _write_lefts(out[0], prefixes.lefts, batch, hidden)
 
 
 def _differentiate(
@@ -310,10 +345,17 @@ def _differentiate(
     sums: Tensor,
     of_cell: Tensor,
     accumulate: bool,
+    prefixes: Prefixes | None = None,
 ) -> None:
     """The slopes, and the gradient of the cell states before; as in `Arithmetic.backward`."""
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
-    d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
+    if prefixes is None:
+        d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
+    else:
+        d_hidden = _read(prefixes.hidden, target, batch, cell)
+        d_cell = torch.zeros_like(d_hidden)
+        for total, part in zip((d_hidden, d_cell), gradient, strict=True):
+            _add_lefts(total, part, prefixes.lefts, batch)
     activated = _cell(i, g, forgets, cell).tanh_()
     product = d_hidden * o
     d_cell += _tanh_backward.grad_input(product, activated, grad_input=product)
@@ -354,6 +396,27 @@ def _read(buffer: Tensor, target: Target, batch: int, like: Tensor) -> Tensor:
     for place, part in _places(buffer, target, batch, len(states)):
         states[part].view(place.shape).copy_(place)
     return states
+
+
+def _starts(first: int, lefts: Lefts, batch: int) -> Iterator[tuple[slice, Target, Lefts]]:
+    """By level, the block that rows start with: its slots, its places among all prefixes, where it is a left one."""
+    for level in range(lefts.level + 1):
+        slot = first + level * batch
+        target = Target.evenly(2**level - 1, 0, 1, lefts.length)
+        yield slice(slot, slot + batch), target, lefts.at(level, batch)
+
+
+def _write_lefts(buffer: Tensor, lefts: Lefts, batch: int, states: Tensor) -> None:
+    """Copy the `states` [n, H] of prefixes to where they are left ones, in `buffer` [slots, H]."""
+    for run, count in lefts.runs(len(states) // batch, batch):
+        _run(buffer, run, count, batch).copy_(states[: count * batch].view(count, batch, -1))
+
+
+def _add_lefts(total: Tensor, buffer: Tensor, lefts: Lefts, batch: int) -> Tensor:
+    """Add to `total` [n, H], of prefixes, what is in `buffer` [slots, H] where they are left ones; gives it."""
+    for run, count in lefts.runs(len(total) // batch, batch):
+        total[: count * batch].view(count, batch, -1).add_(_run(buffer, run, count, batch))
+    return total
 
 
 def _run(buffer: Tensor, run: Run, count: int, batch: int) -> Tensor:

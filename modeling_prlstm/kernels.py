@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Prefixes, Survey
 from .layout import Run, Target
 
 try:
@@ -232,8 +232,24 @@ class TritonArithmetic:
             *(*buffers, source, slots, first, len(source)), NO_SLOT=NO_SLOT, SIZE=size, ROWS=4, COLUMNS=columns
         )
 
+    def put_starts(self, buffers: Pair, starts: int, prefixes: Prefixes, batch: int) -> None:
+        """See `Arithmetic`."""
+        _move_starts(buffers, starts, prefixes, batch, back=False)
+
+    def take_starts(self, buffers: Pair, starts: int, prefixes: Prefixes, batch: int) -> None:
+        """See `Arithmetic`."""
+        _move_starts(buffers, starts, prefixes, batch, back=True)
+
     def forward(
-        self, state: Pair, weight: InUnits, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self,
+        state: Pair,
+        weight: InUnits,
+        bias: Tensor,
+        gates: Tensor | None,
+        out: Pair,
+        target: Target,
+        batch: int,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
@@ -253,6 +269,7 @@ class TritonArithmetic:
             bias,
             gates,
             *out,
+            *_of_prefixes(prefixes),
             count,
             batch,
             *_in_pairs(target, batch, count),
@@ -274,14 +291,18 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         return ONE_HOT_IDS < ids <= IDS_IN_CACHE and merges >= max(MANY_ROWS, FEWER_IDS * ids)
 
-    def in_float32(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
+    def factors(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
         """See `Arithmetic`."""
-        values = weight.values.float()
-        if weight.units is None:
-            hidden = hidden.float()
-        else:
-            hidden, values = hidden.float() * HIDDEN_UNIT, values * weight.units[:, None]
+        values = weight.values
+        if weight.units is not None:
+            hidden, values = hidden.float() * HIDDEN_UNIT, values.float() * weight.units[:, None]
+        elif values.dtype == torch.float16:  # which sums of gradients may pass
+            hidden, values = hidden.float(), values.float()
         return hidden, torch.stack(values.chunk(2, dim=1))
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """See `Arithmetic`."""
+        return _product_in_float32(left, right)
 
     def forward_by_ids(
         self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
@@ -307,7 +328,7 @@ class TritonArithmetic:
 
     def total(self, sums: Tensor) -> Tensor:
         """See `Arithmetic`."""
-        return _total(sums)
+        return total(sums)
 
     def backward(
         self,
@@ -321,9 +342,11 @@ class TritonArithmetic:
         sums: Tensor,
         into: Pair,
         accumulate: bool,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, cell, weight.units, slopes, sums, into[1], accumulate)
+        places = target, batch, prefixes
+        _differentiate(gradient, *places, gates, cell, None, weight.units, slopes, sums, into[1], accumulate)
         if slopes.units is not None:
             self._multiply(slopes, weight.values, into[0], accumulate)
         elif accumulate:
@@ -343,7 +366,8 @@ class TritonArithmetic:
         of_cell: Tensor,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, pairs.cell, None, slopes, sums, of_cell, False, pairs.ids)
+        places = target, batch, None
+        _differentiate(gradient, *places, gates, pairs.cell, pairs.ids, None, slopes, sums, of_cell, False)
 
     def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
         """See `Arithmetic`."""
@@ -395,14 +419,15 @@ def _differentiate(
     gradient: Pair,
     target: Target,
     batch: int,
+    prefixes: Prefixes | None,
     gates: Tensor,
     cell: Tensor,
+    ids: Tensor | None,
     weight_units: Tensor | None,
     slopes: InUnits,
     sums: Tensor,
     of_cell: Tensor,
     accumulate: bool,
-    ids: Tensor | None = None,
 ) -> None:
     """The slopes and the gradient of the cell states before; as in `Arithmetic.backward`, or its `backward_by_ids`."""
     count, states, size = of_cell.shape
@@ -416,7 +441,7 @@ def _differentiate(
         at_once = max(1, min(rows, 512 // columns)) if many else 1
         warps = max(1, min(16, at_once * columns // (256 if many else 128)))
     _backward[(len(sums), triton.cdiv(size, columns))](
-        *(*gradient, gates, cell, ids, weight_units, *slopes, of_cell, sums),
+        *(*gradient, *_of_prefixes(prefixes), gates, cell, ids, weight_units, *slopes, of_cell, sums),
         *((0, 0) if ids is None else ids.stride()),
         len(cell),
         count,
@@ -446,13 +471,17 @@ def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units
     sizes = {"WIDTH": width, "ROWS": 16, "COLUMNS": min(256, triton.next_power_of_2(width))}
     tiles = triton.cdiv(width, sizes["COLUMNS"])
     _change_units[triton.cdiv(count, 16), tiles](inputs, units, largest, in_unit, count, OUT=None, **sizes)
-    if INTERPRETED:  # a CPU has no such product
-        product = values.t().float() @ in_unit.float()
-    else:
-        product = torch.mm(values.t(), in_unit, out_dtype=torch.float32)
+    product = _product_in_float32(values.t()[None], in_unit[None])[0]
     grid = triton.cdiv(len(product), 16), tiles
     _change_units[grid](product, weight_units, largest, product, len(product), OUT=HIDDEN_UNIT, **sizes)
     return product
+
+
+def _product_in_float32(left: Tensor, right: Tensor) -> Tensor:
+    """The products of matrices [n, ...]."""
+    if INTERPRETED or left.dtype == torch.float32:  # a CPU has no such product
+        return left.float() @ right.float()
+    return torch.bmm(left, right, out_dtype=torch.float32)
 
 
 def _can_describe(left: Tensor, weight: Tensor, size: int) -> bool:
@@ -500,6 +529,21 @@ def _backward_rows(count: int, in_units: bool) -> int:
 def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
     """The arguments of `_slots`: how many merges have a partner, and `target`."""
     return count // batch // 2 * 2, *target
+
+
+def _of_prefixes(prefixes: Prefixes | None) -> tuple[Any, ...]:
+    """The arguments of the kernels that make or read prefixes."""
+    return (None, 0, 0, 0, 0) if prefixes is None else (prefixes.hidden, *prefixes.lefts)
+
+
+def _move_starts(buffers: Pair, starts: int, prefixes: Prefixes, batch: int, back: bool) -> None:
+    """`fused.Arithmetic.put_starts`, or `back`: `take_starts`."""
+    size = prefixes.hidden.shape[1]
+    columns = min(128, triton.next_power_of_2(size))
+    grid = triton.cdiv(batch, 4), triton.cdiv(size, columns), prefixes.lefts.level + 1
+    _move_first[grid](
+        *(*buffers, *_of_prefixes(prefixes), starts, batch), SIZE=size, BACK=back, ROWS=4, COLUMNS=columns
+    )
 
 
 def _tiles_of_states(states: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
@@ -556,7 +600,7 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int, precision:
         ROWS=32,
         COLUMNS=columns,
     )
-    return _total(sums)
+    return total(sums)
 
 
 def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
@@ -609,7 +653,7 @@ def _sum_sorted_rows(rows: InUnits, ordered: _Ordered, target: Target, batch: in
     return sums
 
 
-def _total(parts: Tensor) -> Tensor:
+def total(parts: Tensor) -> Tensor:
     """The sum of `parts` [n, ...] over n: of few in one kernel, of more in two."""
     count, width = len(parts), parts.shape[1:].numel()
     at_once = 1024 if count <= 1024 else 256
@@ -617,12 +661,13 @@ def _total(parts: Tensor) -> Tensor:
     sums = parts.new_empty(programs, *parts.shape[1:])
     # The first dimension of a grid alone may pass 65,535.
     _sum[(triton.cdiv(width, 16), programs)](parts, sums, count, width, PARTS=at_once, ROWS=128, COLUMNS=16)
-    return sums[0] if programs == 1 else _total(sums)
+    return sums[0] if programs == 1 else total(sums)
 
 
 # Sizes that change with the batch and its length: not worth a compilation each.
 PLACES = ["paired", "base", "pair", "side", "row", "odd", "odd_row"]
-VARYING = ["count", "tokens", "batch", "length", "ids_row", "ids_step", "known", *PLACES]
+LEFTS = ["first", "level", "length", "left_slot"]
+VARYING = ["count", "tokens", "batch", "ids_row", "ids_step", "known", *PLACES, *LEFTS]
 
 
 @triton.jit(do_not_specialize=["batch", "length", "ids_row", "ids_step", "mask_row", "mask_step", "count"])
@@ -779,7 +824,8 @@ def _sum(
 
 
 @triton.jit
-def _multiply(x, w, onto, WIDEN: tl.constexpr):
+def multiply(x, w, onto, WIDEN: tl.constexpr):
+    """`x` times `w`, added to `onto`; exact where they are float32."""
     if WIDEN:
         x = x.to(tl.float32)
         w = w.to(tl.float32)
@@ -947,6 +993,94 @@ def _move_slots(
     at = into[:, None] * SIZE + columns[None, :]
     tl.store(hidden_ptr + at, tl.load(hidden_ptr + source_at, mask=here, other=0.0), mask=inside)
     tl.store(cell_ptr + at, tl.load(cell_ptr + source_at, mask=here, other=0.0), mask=inside)
+
+
+@triton.jit
+def _appends(length, level):
+    return ((length >> level) - 1) // 2
+
+
+@triton.jit
+def _left(number, member, below, appends, slot, batch):
+    """The slots of prefixes so many levels `below` their own, from `slot` on, and whether they are left ones there."""
+    append = (number << (below - 1)) - 1
+    return slot + 2 * (append.to(tl.int64) * batch + member), append < appends
+
+
+@triton.jit
+def _put_lefts(out, hidden, cell, number, member, lefts, batch, columns, inside, SIZE: tl.constexpr):
+    """Store the states of prefixes of `number` blocks where they are left ones (`layout.Lefts`)."""
+    hidden_ptr, cell_ptr = out
+    level, length, slot = lefts
+    slot = slot.to(tl.int64)
+    for below in range(1, level + 1):
+        appends = _appends(length, level - below)
+        slots, are_left = _left(number, member, below, appends, slot, batch)
+        here = inside & are_left[:, None]
+        at = slots[:, None] * SIZE + columns[None, :]
+        tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
+        tl.store(cell_ptr + at, cell, mask=here)
+        slot += 2 * appends * batch
+
+
+@triton.jit
+def _add_lefts(gradients, hidden, cell, number, member, lefts, batch, columns, inside, SIZE: tl.constexpr):
+    """Add the gradients that prefixes have where they are left ones: `_put_lefts` backwards."""
+    hidden_ptr, cell_ptr = gradients
+    level, length, slot = lefts
+    slot = slot.to(tl.int64)
+    for below in range(1, level + 1):
+        appends = _appends(length, level - below)
+        slots, are_left = _left(number, member, below, appends, slot, batch)
+        here = inside & are_left[:, None]
+        at = slots[:, None] * SIZE + columns[None, :]
+        hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
+        cell += tl.load(cell_ptr + at, mask=here, other=0.0)
+        slot += 2 * appends * batch
+    return hidden, cell
+
+
+@triton.jit(do_not_specialize=["first", "level", "length", "left_slot", "starts", "batch"])
+def _move_first(
+    hidden_ptr,  # [slots, SIZE]
+    cell_ptr,  # [slots, SIZE], float32
+    prefixes_ptr,  # [batch * length, SIZE]
+    first,
+    level,
+    length,
+    left_slot,
+    starts,
+    batch,
+    SIZE: tl.constexpr,
+    BACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`_move_starts`, of one level."""
+    member = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    own = tl.program_id(2)
+    inside = (member < batch)[:, None] & (columns < SIZE)[None, :]
+    at = (starts + own * batch + member).to(tl.int64)[:, None] * SIZE + columns[None, :]
+    tokens = 1 << own
+    prefix_at = (member.to(tl.int64) * length + tokens - 1)[:, None] * SIZE + columns[None, :]
+    slot = left_slot.to(tl.int64)
+    for above in range(1, level - own + 1):
+        slot += 2 * _appends(length, level - above) * batch
+    number = first + 0 * member
+    lefts = own, length, slot
+    slots = hidden_ptr, cell_ptr
+    if BACK:
+        hidden = tl.load(prefixes_ptr + prefix_at, mask=inside, other=0.0).to(tl.float32)
+        cell = tl.zeros((ROWS, COLUMNS), tl.float32)
+        hidden, cell = _add_lefts(slots, hidden, cell, number, member, lefts, batch, columns, inside, SIZE)
+        tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=inside)
+        tl.store(cell_ptr + at, cell, mask=inside)
+    else:
+        hidden = tl.load(hidden_ptr + at, mask=inside)
+        tl.store(prefixes_ptr + prefix_at, hidden, mask=inside)
+        cell = tl.load(cell_ptr + at, mask=inside)
+        _put_lefts(slots, hidden, cell, number, member, lefts, batch, columns, inside, SIZE)
 
 
 @triton.jit(do_not_specialize=[*VARYING, "from_base", "from_step", "from_row", "step"])
@@ -1165,6 +1299,11 @@ def _forward(
     gates_ptr,  # [count, (3 + STATES) * SIZE], their values; unused unless KEEP
     hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
+    prefixes_ptr,  # [prefixes, SIZE], in UNIT; None: the results are no prefixes
+    first,  # with the next three: `layout.Lefts`
+    level,
+    length,
+    left_slot,
     count,
     batch,
     paired,
@@ -1223,9 +1362,9 @@ def _forward(
             w_four = tl.load(four_at + start, mask=in_depth[:, None] & (column < SIZE)[None, :], other=0.0)
             if STATES == 2:
                 w_right = tl.load(right_at + start, mask=in_depth[:, None] & in_columns[None, :], other=0.0)
-        four = _multiply(x, w_four, four, WIDEN)
+        four = multiply(x, w_four, four, WIDEN)
         if STATES == 2:
-            right = _multiply(x, w_right, right, WIDEN)
+            right = multiply(x, w_right, right, WIDEN)
     if units_ptr is not None:
         units = tl.load(units_ptr + abreast // COLUMNS * SIZE + column, mask=column < SIZE, other=0.0)
         four *= (units * UNIT)[None, :]
@@ -1240,6 +1379,7 @@ def _forward(
     sums = i, g, o, left, right
     places = batch, paired, base, pair, side, row, odd, odd_row
     out = hidden_out_ptr, cell_out_ptr
+    lefts = first, level, length, left_slot
     _finish(
         sums,
         cell_at,
@@ -1247,6 +1387,8 @@ def _forward(
         bias_ptr,
         gates_ptr,
         out,
+        prefixes_ptr,
+        lefts,
         rows,
         columns,
         inside,
@@ -1267,6 +1409,8 @@ def _finish(
     bias_ptr,
     gates_ptr,
     out,
+    prefixes_ptr,
+    lefts,
     rows,
     columns,
     inside,
@@ -1305,9 +1449,16 @@ def _finish(
     if KEEP:
         tl.store(gates_at + 2 * SIZE, o.to(dtype), mask=inside)
     out_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
-    tl.store(cell_out_ptr + out_at, cell, mask=inside)
+    if prefixes_ptr is None:
+        tl.store(cell_out_ptr + out_at, cell, mask=inside)
     hidden = o * _tanh(cell) / UNIT
-    tl.store(hidden_out_ptr + out_at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=inside)
+    if prefixes_ptr is None:
+        tl.store(hidden_out_ptr + out_at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=inside)
+    else:
+        tl.store(prefixes_ptr + out_at, hidden.to(prefixes_ptr.dtype.element_ty), mask=inside)
+        first, level, length, left_slot = lefts
+        number, member = first + 2 * (rows // batch), rows % batch
+        _put_lefts(out, hidden, cell, number, member, (level, length, left_slot), batch, columns, inside, SIZE)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -1364,6 +1515,8 @@ def _forward_by_ids(
         bias_ptr,
         gates_ptr,
         out,
+        None,
+        (0, 0, 0, 0),
         rows,
         columns,
         inside,
@@ -1390,6 +1543,11 @@ def _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, in_rows):
 def _backward(
     hidden_gradient_ptr,  # [slots, SIZE]
     cell_gradient_ptr,  # [slots, SIZE], float32
+    prefixes_ptr,  # [prefixes, SIZE]: of their hidden states; None: the results are no prefixes
+    first,  # with the next three: `layout.Lefts`
+    level,
+    length,
+    left_slot,
     gates_ptr,  # [count, (3 + STATES) * SIZE]
     cell_ptr,  # [count, STATES, SIZE], float32; where there are ids [known, SIZE]
     ids_ptr,  # [batch, 2 * merges], rows of the cell states; None: these are in order
@@ -1452,8 +1610,17 @@ def _backward(
             right_cell = tl.load(right_cell_at, mask=inside, other=0.0)
             cell += right * right_cell
         activated = _tanh(cell)
-        d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
-        d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)
+        if prefixes_ptr is None:
+            d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
+            d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)
+        else:
+            d_hidden = tl.load(prefixes_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
+            d_cell = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+            gradients, lefts = (hidden_gradient_ptr, cell_gradient_ptr), (level, length, left_slot)
+            number, member = first + 2 * (rows // batch), rows % batch
+            d_hidden, d_cell = _add_lefts(
+                gradients, d_hidden, d_cell, number, member, lefts, batch, columns, inside, SIZE
+            )
         d_cell += d_hidden * o * (1 - activated * activated)
 
         d_left = d_cell * left

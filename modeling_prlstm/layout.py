@@ -55,6 +55,44 @@ class Run(NamedTuple):
     row: int
 
 
+class Lefts(NamedTuple):
+    """Where prefixes are merged again, of `first * 2**level`, `(first + 2) * 2**level`, ... tokens, `first` being odd.
+
+    The one of `(m + 1) * 2**(k + 1)` tokens is the left one of append m of each level k under its own `level`, as far
+    as there are appends.
+
+    Attributes:
+        first: see above.
+        level: see above.
+        length: tokens of a row.
+        slot: the first of the appends of the level below; those of lower levels follow.
+    """
+
+    first: int
+    level: int
+    length: int
+    slot: int
+
+    def appends(self, level: int) -> int:
+        """How many there are of a level for each row of the batch."""
+        return ((self.length >> level) - 1) // 2
+
+    def at(self, level: int, batch: int) -> "Lefts":
+        """Those of the prefixes that begin with as many blocks of a lower `level`."""
+        above = sum(self.appends(k) for k in range(level, self.level))
+        return self._replace(level=level, slot=self.slot + 2 * batch * above)
+
+    def runs(self, count: int, batch: int) -> Iterator[tuple[Run, int]]:
+        """By level, the slots of the first of `count` prefixes, and how many of them are merged there."""
+        for level in reversed(range(self.level)):
+            step = 1 << (self.level - level)  # from one prefix to the next, in appends
+            start = self.first * step // 2 - 1
+            here = min(count, -((start - self.appends(level)) // step))
+            if here > 0:
+                slot = self.at(level + 1, batch).slot
+                yield Run(slot + 2 * batch * start, 2 * batch * step, 2), here
+
+
 class Step(NamedTuple):
     """Merges that can run at once.
 
@@ -63,7 +101,8 @@ class Step(NamedTuple):
         slot: the first of the slots of what they merge; None where that is done by ids.
         merges: how many there are for each row of the batch.
         batch: rows of the batch.
-        target: where the results go.
+        target: where the results go; of the appends of `every`, in a buffer of all prefixes [batch, length].
+        lefts: where the results of these go too.
     """
 
     first: int
@@ -71,6 +110,7 @@ class Step(NamedTuple):
     merges: int
     batch: int
     target: Target
+    lefts: Lefts | None = None
 
     @property
     def rows(self) -> int:
@@ -86,7 +126,8 @@ class Step(NamedTuple):
             target = self.target._replace(base=base)
             before = start * self.batch
             slot = None if self.slot is None else self.slot + 2 * before
-            yield Step(self.first + before, slot, min(size, self.merges - start), self.batch, target)
+            lefts = None if self.lefts is None else self.lefts._replace(first=self.lefts.first + 2 * start)
+            yield Step(self.first + before, slot, min(size, self.merges - start), self.batch, target, lefts)
 
 
 class Table(NamedTuple):
@@ -130,13 +171,15 @@ class Layout(NamedTuple):
         last: by level, the slots (first, step) of its last node where it has an odd number of them, else None.
         rows: merges of the whole batch.
         slots: places for states.
-        result: first slot of the result: [batch], for `every` [batch, length].
-        spare: first of the slots past the results and the tables: of `last` for `each` and `every`, and for `each` of
-            `scratch` and of what the appends make.
+        result: the slot past what is merged; of the result [batch], but for `every`, which has it in another buffer.
+        spare: first of the slots past the results and the tables: of `last` for `each` and `every`, for `each` of
+            `scratch` and of what the appends make, and for `every` of `starts`.
         ends: where the block of each level is that ends a row: how many of the level's nodes have their slots in
             pairs, and the target of all nodes. Of a level that is looked up, each row's last node alone has a slot,
             and none is in pairs. For `each` alone.
         scratch: first of [batch] slots whose content no one reads; for `each` alone.
+        starts: first slot of the blocks that rows start with [levels, batch]; for `every` alone.
+        start_lefts: where these are merged again: that of the highest level, see `Lefts.at`.
     """
 
     batch: int
@@ -152,6 +195,8 @@ class Layout(NamedTuple):
     spare: int
     ends: tuple[tuple[int, Target], ...]
     scratch: int
+    starts: int
+    start_lefts: Lefts
 
     def pairs(self, level: int) -> Step:
         """The step that merges the pairs of `level`, which has no table."""
@@ -213,7 +258,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         return 2 * (row - without_slots)
 
     result = slot_of(rows)
-    slots = result + batch * (length if form == "every" else 1)
+    slots = result + (0 if form == "every" else batch)
 
     tables = []
     first = without_slots
@@ -225,13 +270,13 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
 
     last: list[tuple[int, int] | None] = [None] * len(counts)
     looked_up = lowest + by_ids
-    scratch = slots
+    scratch = starts = slots
     if form == "whole":  # a level has a last odd node where the length has a block of it
         for place, level in enumerate(blocks):
             fold, side = max(place - 1, 0), min(place, 1)
             last[level] = (slot_of(append_firsts[fold]) + side, 2) if appended else (result, 1)
     else:
-        slots += batch * (1 + len(below)) if form == "each" else 0
+        slots += batch * (1 + len(below))
         for level in range(len(counts)):
             # Where blocks are looked up, the last of each row has a slot, whichever its own length makes the last.
             if level in blocks if level >= looked_up else form == "each":
@@ -249,15 +294,17 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         targets = [Target.evenly(scratch + batch * (1 + place), batch, 1) for place in range(len(below))]
     else:  # a block of level k, the odd one of its pair, ends the prefixes (3, 5, 7, ...) * 2**k
         targets = [
-            Target.evenly(result + 3 * 2**level - 1, 2 * 2**level, count, length)
+            Target.evenly(3 * 2**level - 1, 2 * 2**level, count, length)
             for level, count in zip(below, appended, strict=True)
         ]
+    start_lefts = Lefts(1, len(below), length, slot_of(append_firsts[0]))
     levels = []
     for level in range(lowest, len(counts) - 1):
         slot = None if by_ids and level == lowest else slot_of(firsts[level])
         levels.append(Step(firsts[level], slot, merges[level], batch, pairs_of(level + 1)))
-    slots_of = map(slot_of, append_firsts)
-    appends = [*map(Step, append_firsts, slots_of, appended, [batch] * len(targets), targets)]
+    lefts = [start_lefts.at(level, batch)._replace(first=3) if form == "every" else None for level in below]
+    parts_of = append_firsts, map(slot_of, append_firsts), appended, [batch] * len(targets), targets, lefts
+    appends = [*map(Step, *parts_of)]
 
     lookups = []
     for level in range(looked_up):  # the blocks that are appended
@@ -268,7 +315,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         elif form == "each" and odd is not None:
             found.append(LookUp(None, Target.evenly(odd[0], batch, 1)))
         elif form == "every":
-            found.append(LookUp(slice(1), Target.evenly(result + 2**level - 1, 0, 1, length)))
+            found.append(LookUp(slice(1), Target.evenly(starts + level * batch, batch, 1)))
             step = appends[below.index(level)]
             if step.merges:
                 right = Target.evenly(slot_of(step.first) + 1, 2 * batch, step.merges, 2)
@@ -279,4 +326,4 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     in_pairs = [0 if level < looked_up else count // 2 * 2 for level, count in enumerate(counts)]
     ends = tuple((count, pairs_of(level)) for level, count in enumerate(in_pairs)) if form == "each" else ()
     parts = tuple(tables), tuple(lookups), tuple(levels), tuple(appends), tuple(last)
-    return Layout(batch, length, *parts, rows, slots, result, spare, ends, scratch)
+    return Layout(batch, length, *parts, rows, slots, result, spare, ends, scratch, starts, start_lefts)

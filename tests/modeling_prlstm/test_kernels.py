@@ -110,12 +110,12 @@ def test_sizes_and_dtypes(backend, dtype, hidden_size, every_prefix):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("sums", [4096, 1])
-def test_many_rows(backend, sums, monkeypatch):
+@pytest.mark.parametrize(("sums", "batch", "every_prefix"), [(4096, 29, False), (1, 29, False), (4096, 60, True)])
+def test_many_rows(backend, sums, batch, every_prefix, monkeypatch):
     """More rows than one program of a kernel, or one part of the CPU path, takes; sums in need of room."""
     monkeypatch.setattr("modeling_prlstm.fused.SUMS", sums)
     model = model_of()
-    arguments = batch_of(25, batch=29), None, False
+    arguments = batch_of(25, batch=batch), None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.loss.loss_utils import ForTokenClassification
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     SequenceClassifierOutput,
@@ -32,8 +31,8 @@ from .composer import (
 )
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds, Survey
-from .graphs import Checks, Function, Tensors, can_capture, others_save_tensors
-from .losses import sequence_classification_loss
+from .graphs import Checks, Function, Tensors, autocast_dtype, can_capture, others_save_tensors
+from .losses import sequence_classification_loss, token_classification_loss
 from .padding import check_mask, check_mask_shape, check_tensors, is_integer, one_sequence_a_row
 
 # Loss, logits and hidden states.
@@ -246,15 +245,32 @@ class _Classifier(PRLSTMPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        known: bool = False,
         **kwargs: Any,
     ) -> Classified:
-        """Loss, logits and hidden states by these `layers`, of the arguments of `forward`."""
+        """Loss, logits and hidden states by these `layers`, of the arguments of `forward`.
+
+        `known`: whether it is that their parameters alone decide what they give.
+        """
         inputs = input_ids, attention_mask, inputs_embeds
         outputs = layers.prlstm(*inputs, pool_only=not self.every_prefix, return_dict=True, **kwargs)
         states = outputs.last_hidden_state if self.every_prefix else outputs.pooler_output
-        logits = layers.classifier(layers.dropout(states.relu()))
+        logits = self._logits(layers, states, known)
         loss = None if labels is None else self._loss(logits, labels, **kwargs)
         return loss, logits, outputs.hidden_states
+
+    def _logits(self, layers: Layers, states: Tensor, known: bool) -> Tensor:
+        """By the paper's head; where the tree runs in kernels by one too, if nothing else takes part."""
+        _, dropout, head = layers
+        if not (known or torch.compiler.is_compiling() or every_module_has_hooks()):
+            known = all(_parameters_of(module) is not None for module in (dropout, head))
+        if known and head.bias is not None:
+            dtype = (autocast_dtype() if states.is_cuda else None) or head.weight.dtype
+            if states.dtype == dtype and choose_backend(self.config, states.device, dtype) == "triton":
+                from .head_kernels import classify
+
+                return classify(states, head.weight.to(dtype), head.bias.to(dtype))
+        return head(dropout(states.relu()))
 
     def _loss(self, logits: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
         return self.loss_function(logits, labels, config=self.config, **kwargs)
@@ -295,7 +311,7 @@ class _Classifier(PRLSTMPreTrainedModel):
             named = dict(zip(batch.tensors, inputs, strict=True))
             if batch.checks is not None and batch.problem_type == CLASSES:
                 named["labels"] = _known(named["labels"], layers.classifier.out_features)
-            loss, logits, _ = self._classify(layers, **named, output_hidden_states=False)
+            loss, logits, _ = self._classify(layers, **named, known=True, output_hidden_states=False)
             return (logits,) if loss is None else (loss, logits)
 
         def rebind(others: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
@@ -468,7 +484,11 @@ class PRLSTMForTokenClassification(_Classifier):
     """
 
     every_prefix = True
-    own_loss = staticmethod(ForTokenClassification)
+    own_loss = staticmethod(token_classification_loss)
+
+    def __init__(self, config: PRLSTMConfig):
+        super().__init__(config)
+        self.loss_function = token_classification_loss
 
     @can_return_tuple
     def forward(

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.loss.loss_utils import ForTokenClassification
 
 from modeling_prlstm import PRLSTMForSequenceClassification, PRLSTMForTokenClassification, PRLSTMModel
 from modeling_prlstm.cells import CELLS
@@ -150,6 +151,15 @@ class TestLosses:
         labels[:, 4:] = torch.randint(3, (3, 5))
         out = model(ids, labels=labels)
         torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[:, 4:].flatten(0, 1), labels[:, 4:].flatten()))
+
+    @pytest.mark.parametrize("options", [{}, {"num_items_in_batch": torch.tensor(7)}, {"ignore_index": 1}])
+    @pytest.mark.parametrize("label", [1, 2])
+    def test_loss_of_tokens_is_that_of_transformers(self, options, label):
+        model, ids = build(PRLSTMForTokenClassification), torch.randint(5, (3, 9))
+        labels = torch.where(ids > 3, options.get("ignore_index", -100), label)
+        arguments = model(ids).logits, labels, model.config
+        found, expected = (loss(*arguments, **options) for loss in (model.loss_function, ForTokenClassification))
+        torch.testing.assert_close(found, expected, equal_nan=True)
 
     @pytest.mark.parametrize(
         ("problem_type", "num_labels", "labels", "expected"),

@@ -57,8 +57,9 @@ ONE_HOT_IDS, WINDOW = 128, 1024
 # From so many rows on, tiles are large.
 MANY_ROWS = 4096
 
-# Merging by ids is worth it where there are this many times more merges, and of so many ids the terms fit the cache.
-FEWER_IDS, IDS_IN_CACHE = 4, 2048
+# Merging by ids is worth it for so many merges, this many times more than ids, and of so many ids the terms fit the
+# cache.
+MERGES_BY_IDS, FEWER_IDS, IDS_IN_CACHE = 16384, 4, 2048
 
 # In place of TF32: the hidden states are kept as float16 times this.
 HIDDEN_UNIT = 2.0**-15
@@ -289,7 +290,7 @@ class TritonArithmetic:
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
         """See `Arithmetic`."""
-        return ONE_HOT_IDS < ids <= IDS_IN_CACHE and merges >= max(MANY_ROWS, FEWER_IDS * ids)
+        return ids <= IDS_IN_CACHE and merges >= max(MERGES_BY_IDS, FEWER_IDS * ids)
 
     def factors(self, hidden: Tensor, weight: InUnits) -> tuple[Tensor, Tensor]:
         """See `Arithmetic`."""
@@ -433,14 +434,14 @@ def _differentiate(
     count, states, size = of_cell.shape
     in_units = slopes.units is not None
     rows = _backward_rows(count, in_units)
-    columns, at_once = min(64, triton.next_power_of_2(size)), rows
-    warps = 2 if rows * columns >= 64 else 1  # each state by one thread: what it reads, others must not replace
+    columns, at_once = min(64, triton.next_power_of_2(size)), min(rows, 16)
+    warps = 2 if at_once * columns >= 64 else 1  # each state by one thread: what it reads, others must not replace
     if in_units:  # found from all of a row
         columns = triton.next_power_of_2(size)
         many = rows >= 16
         at_once = max(1, min(rows, 512 // columns)) if many else 1
         warps = max(1, min(16, at_once * columns // (256 if many else 128)))
-    _backward[(len(sums), triton.cdiv(size, columns))](
+    _backward[(len(sums) * triton.cdiv(size, columns),)](
         *(*gradient, *_of_prefixes(prefixes), gates, cell, ids, weight_units, *slopes, of_cell, sums),
         *((0, 0) if ids is None else ids.stride()),
         len(cell),
@@ -523,7 +524,7 @@ def _backward_rows(count: int, in_units: bool) -> int:
     """How many rows a program of the backward kernel takes: fewer at a time where it finds a unit for each."""
     if in_units:
         return 32 if count >= 4 * MANY_ROWS else 16 if count >= MANY_ROWS else 4 if count >= 1024 else 1
-    return 16 if count >= 2048 else 4
+    return 32 if count >= 4 * MANY_ROWS else 16 if count >= 2048 else 4
 
 
 def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
@@ -1577,7 +1578,10 @@ def _backward(
 ):
     """`fused.Arithmetic.backward`; one program differentiates ROWS x COLUMNS states and sums over its rows."""
     width: tl.constexpr = (3 + STATES) * SIZE
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    tiles: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
+    # Programs that differentiate the same rows run together.
+    own = tl.program_id(0) // tiles
+    columns = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = columns < SIZE
     i_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
     g_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
@@ -1585,7 +1589,7 @@ def _backward(
     left_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
     right_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
     for start in range(0, ROWS, AT_ONCE):
-        rows = tl.program_id(0) * ROWS + start + tl.arange(0, AT_ONCE)
+        rows = own * ROWS + start + tl.arange(0, AT_ONCE)
         in_rows = rows < count
         inside = in_rows[:, None] & in_columns[None, :]
         slots = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)
@@ -1671,7 +1675,7 @@ def _backward(
         tl.store(slopes_ptr + gates_at + 3 * SIZE, for_left.to(dtype), mask=inside)
         if STATES == 2:
             tl.store(slopes_ptr + gates_at + 4 * SIZE, for_right.to(dtype), mask=inside)
-    sums_at = sums_ptr + tl.program_id(0).to(tl.int64) * width + columns
+    sums_at = sums_ptr + own.to(tl.int64) * width + columns
     tl.store(sums_at, tl.sum(i_sum, 0), mask=in_columns)
     tl.store(sums_at + SIZE, tl.sum(g_sum, 0), mask=in_columns)
     tl.store(sums_at + 2 * SIZE, tl.sum(o_sum, 0), mask=in_columns)

@@ -269,19 +269,19 @@ def test_merging_by_ids_without_tokens(backend):
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 def test_when_to_merge_by_ids(monkeypatch):
     """By the rule itself; ids of another dtype, cut from a wider batch, of rows with lengths of their own."""
-    for name, value in (("MANY_ROWS", 16), ("FEWER_IDS", 0)):
-        monkeypatch.setattr(f"modeling_prlstm.kernels.{name}", value)
     calls = []
     kind = pkgutil.resolve_name("modeling_prlstm.kernels.TritonArithmetic")
     own = kind.forward_by_ids
     monkeypatch.setattr(kind, "forward_by_ids", lambda *given: (calls.append(1), own(*given)))
-    for vocab_size in (100, 140):
-        model = model_of(vocab_size=vocab_size)
-        tokens = (batch_of(20, batch=7).int() * (vocab_size // 5))[:, 3:16]
+    monkeypatch.setattr("modeling_prlstm.kernels.FEWER_IDS", 0)
+    model = model_of(vocab_size=140)
+    tokens = (batch_of(20, batch=7).int() * 28)[:, 3:16]
+    for least in (43, 42):  # it has 6 * 7 merges
+        monkeypatch.setattr("modeling_prlstm.kernels.MERGES_BY_IDS", least)
         arguments = tokens, torch.tensor([13, 1, 2, 3, 8, 9, 12]), False
         expected = states_and_gradients(model, "eager", *arguments)
         assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, 1e-5)
-        assert bool(calls) == (vocab_size > 128)
+        assert bool(calls) == (least == 42)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")

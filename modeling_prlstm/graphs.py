@@ -170,6 +170,40 @@ def capture(
     return results, graph
 
 
+class Copying:
+    """Copies tensors like its `examples`: by one launch what is small and of one dtype, since few programs take part.
+
+    Args:
+        examples: None where there is no tensor.
+    """
+
+    def __init__(self, examples: Tensors):
+        together: dict[Hashable, list[int]] = {}
+        for number, tensor in enumerate(examples):
+            if tensor is not None:
+                together.setdefault(tensor.dtype if tensor.numel() <= SMALL else number, []).append(number)
+        self.groups = [*together.values()]
+
+    def __call__(self, source: Tensors, into: Tensors) -> None:
+        """Copy what is given."""
+        for group in self.groups:
+            pairs = [
+                (own, given)
+                for number in group
+                if (own := into[number]) is not None and (given := source[number]) is not None
+            ]
+            if len(pairs) == 1:
+                pairs[0][0].copy_(pairs[0][1])
+            elif pairs:
+                torch._foreach_copy_([own for own, _ in pairs], [given for _, given in pairs])
+
+    def new(self, source: Sequence[Tensor]) -> list[Tensor]:
+        """New tensors like the examples, copied from `source`."""
+        copies = [torch.empty_like(tensor) for tensor in source]
+        self(source, copies)
+        return copies
+
+
 @contextmanager
 def _rehearsal(stream: torch.cuda.Stream) -> Iterator[None]:
     """What is to be captured must run once before: it starts libraries, which a capture cannot."""
@@ -238,6 +272,8 @@ class Graph:
                     self.arrived = [False for _ in self.results]  # whether `of_results` are not zeros
                     pool = self.forward_graph.pool()
                     self.gradients, self.backward_graph = capture(backward, stream, pool)
+                    self.copy_gradients = Copying(self.gradients)
+        self.copy_inputs, self.copy_results = Copying(self.inputs), Copying(self.results)
 
     @property
     def busy(self) -> bool:
@@ -252,12 +288,12 @@ class Graph:
         return claim
 
     def forward(self, inputs: Tensors, checks: Checks | None) -> tuple[Tensor, ...]:
-        """What the function gives for `inputs`, after its `checks`."""
-        with self.lock, torch.no_grad():
+        """What the function gives for `inputs`, after its `checks`; to be called where autograd is off."""
+        with self.lock:
             self._wait_for_others()
-            copy_all(inputs, self.inputs)
+            self.copy_inputs(inputs, self.inputs)
             self.forward_graph.replay()
-            results = tuple(_clone(self.results))
+            results = tuple(self.copy_results.new(self.results))
             if checks is not None:
                 assert self.found is not None
                 self.looked.synchronize()
@@ -280,14 +316,14 @@ class Graph:
                 assert of_loss is not None
                 gradients = [*torch._foreach_mul(self.gradients, of_loss.reshape(()))]
             else:
-                copy_all(of_results, self.of_results)
+                self.copy_results(of_results, self.of_results)
                 for number, gradient in enumerate(of_results):
                     own = self.of_results[number]
                     if gradient is None and self.arrived[number] and own is not None:
                         own.zero_()
                     self.arrived[number] = gradient is not None
                 self.backward_graph.replay()
-                gradients = _clone(self.gradients)
+                gradients = self.copy_gradients.new(self.gradients)
         made = iter(gradients)
         return [next(made) if has_gradient else None for has_gradient in self.has_gradient]
 
@@ -386,7 +422,8 @@ class Graphs:
             if claim is not None:
                 return _Replay.apply(claim, function, *tensors)
             if graph is not None and not busy:
-                return graph.forward(inputs, function.checks)
+                with torch.no_grad():
+                    return graph.forward(inputs, function.checks)
             if function.checks is not None:
                 function.checks.now(inputs)
             if busy:
@@ -437,24 +474,3 @@ class Graphs:
         if len(self.seen) > REMEMBERED:
             self.seen.popitem(last=False)
         return False
-
-
-def _clone(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies; see `copy_all`."""
-    clones = [torch.empty_like(tensor) for tensor in tensors]
-    copy_all(tensors, clones)
-    return clones
-
-
-def copy_all(source: Tensors, into: Tensors) -> None:
-    """Copy what is given: by one launch all that is small and of one dtype, since of that few programs take part."""
-    together: dict[Hashable, list[tuple[Tensor, Tensor]]] = {}
-    for own, given in zip(into, source, strict=True):
-        if own is not None and given is not None:
-            key = own.dtype if own.numel() <= SMALL else id(own)
-            together.setdefault(key, []).append((own, given))
-    for part in together.values():
-        if len(part) == 1:
-            part[0][0].copy_(part[0][1])
-        else:
-            torch._foreach_copy_([own for own, _ in part], [given for _, given in part])

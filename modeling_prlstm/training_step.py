@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .graphs import autocast_dtype, capture, capture_stream, casting_anew, copy_all, paused
+from .graphs import Copying, autocast_dtype, capture, capture_stream, casting_anew, paused
 
 
 class TrainingStep:
@@ -83,13 +83,14 @@ class TrainingStep:
     def _capture(self, batch: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
         """The step as a graph, of batches like `batch`. What it holds between its steps is the inputs and the loss."""
         inputs = {name: tensor.clone() for name, tensor in batch.items()}
+        copy = Copying([*inputs.values()])
         torch.clear_autocast_cache()  # it may hold the weights as they were cast before this step
         stream = capture_stream(self.parameters[0].device)
         (loss,), graph = capture(lambda: [self._step(inputs)], stream, self.pool)
         self.model.zero_grad(set_to_none=True)  # the graph's own gradients
 
         def replay(batch: dict[str, Tensor]) -> Tensor:
-            copy_all([batch[name] for name in inputs], list(inputs.values()))
+            copy([batch[name] for name in inputs], [*inputs.values()])
             graph.replay()
             return loss.clone()
 

@@ -393,7 +393,7 @@ class Graphs:
     """The latest graphs of a model, by what their functions depend on. A copy of the model starts with none."""
 
     def __init__(self) -> None:
-        self.graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self.graphs: dict[Hashable, Graph] = {}
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
         self.runs = 0
         self.lock = threading.Lock()
@@ -451,7 +451,6 @@ class Graphs:
             with torch.inference_mode(False):  # whose buffers would be of use there alone
                 graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)
         graph.used = self.runs
-        self.graphs.move_to_end(key)
         return graph
 
     def _make_room(self, size: int) -> bool:
@@ -460,10 +459,10 @@ class Graphs:
         if size > SHARE * memory:
             return False
         while size + sum(graph.size for graph in self.graphs.values()) > TOTAL_SHARE * memory:
-            oldest = next(iter(self.graphs.values()))
-            if self.runs - oldest.used < IDLE:
+            oldest = min(self.graphs, key=lambda key: self.graphs[key].used)
+            if self.runs - self.graphs[oldest].used < IDLE:
                 return False
-            self.graphs.popitem(last=False)
+            del self.graphs[oldest]
         return True
 
     def _came_before(self, key: Hashable) -> bool:

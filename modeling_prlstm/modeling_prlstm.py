@@ -185,11 +185,13 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
         )
 
 
-# What a CUDA graph of a whole model takes in, and the layers that it may have: of others it is not known what they do.
+# What a CUDA graph of a whole model takes in, and the layers that it may have, with their parameters' names: of others
+# it is not known what they do.
 IN_GRAPH = {"input_ids", "attention_mask", "inputs_embeds", "labels", "num_items_in_batch"}
-IN_LAYERS = {
-    *(PRLSTMModel, PRLSTMComposer, PRLSTMMerge, PRLSTMBinary),
-    *(nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList),
+IN_LAYERS: dict[type[nn.Module], frozenset[str]] = {
+    **dict.fromkeys((PRLSTMModel, PRLSTMComposer, PRLSTMMerge, nn.Dropout, nn.ModuleList), frozenset()),
+    **dict.fromkeys((PRLSTMBinary, nn.Linear), frozenset({"weight", "bias"})),
+    nn.Embedding: frozenset({"weight"}),
 }
 
 
@@ -340,22 +342,23 @@ class _Classifier(PRLSTMPreTrainedModel):
 
     def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[Tensor, ...] | None:
         """All parameters, if they and the tensors, on one GPU, decide what the layers give and nothing else does."""
-        device = next((part.device for part in tensors.values()), None)
-        if device is None or not can_capture(device) or others_save_tensors():
+        if not tensors:
             return None
-        if has_hooks(self) or every_module_has_hooks():
+        device = next(iter(tensors.values())).device
+        if not can_capture(device) or others_save_tensors() or has_hooks(self) or every_module_has_hooks():
             return None
         parameters: list[Tensor] = []
         modules: list[nn.Module | None] = [*layers]
-        while modules:  # as `Module.modules`, which takes as long as a graph's launch
-            module = modules.pop()
+        for module in modules:  # as `Module.modules`, which takes as long as a graph's launch
             if module is not None:
                 own = _parameters_of(module)
                 if own is None:
                     return None
                 parameters += own
                 modules += module._modules.values()
-        return tuple(parameters) if all(part.device == device for part in (*tensors.values(), *parameters)) else None
+        are_own = all(type(part) is nn.Parameter for part in parameters)  # and not those of a replica
+        on_one_device = all(part.device == device for part in (*tensors.values(), *parameters))
+        return tuple(parameters) if are_own and on_one_device else None
 
     def _checked(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> Batch | None:
         """The batch, after the checks of `forward`'s arguments.
@@ -418,17 +421,15 @@ def _is_countable(tensor: Tensor) -> bool:
 
 
 def _parameters_of(module: nn.Module) -> list[Tensor] | None:
-    """Its own parameters, if they alone decide what it does, and are parameters: not those of a replica; else None."""
-    if type(module) not in IN_LAYERS or "forward" in module.__dict__ or has_hooks(module):
+    """Its own parameters, if they alone decide what it does; else None."""
+    own = module._parameters
+    if own.keys() != IN_LAYERS.get(type(module)) or "forward" in module.__dict__ or has_hooks(module):
         return None
     if isinstance(module, nn.Dropout) and module.training and module.p > 0:
         return None
     if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm is not None):
         return None
-    if not isinstance(module, (nn.Linear, nn.Embedding)):
-        return []
-    own = [module.weight, *([module.bias] if isinstance(module, nn.Linear) and module.bias is not None else [])]
-    return own if all(type(part) is nn.Parameter for part in own) else None
+    return [part for part in own.values() if part is not None]
 
 
 class PRLSTMForSequenceClassification(_Classifier):

@@ -15,9 +15,21 @@ def checked_inputs(
     inputs_embeds: Tensor | None,
     attention_mask: Tensor | None,
     config: PRLSTMConfig,
-    bounds: Bounds | None = None,
 ) -> Tensor:
-    """The one input that is given, ids [B, T], whose `bounds` may be known, or embeddings, after its checks."""
+    """The one input that is given, ids [B, T] or embeddings, after its checks."""
+    inputs = well_formed_inputs(input_ids, inputs_embeds, attention_mask, config)
+    if input_ids is not None:
+        check_range(input_ids, attention_mask, config.vocab_size)
+    return inputs
+
+
+def well_formed_inputs(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    config: PRLSTMConfig,
+) -> Tensor:
+    """The one input that is given, after all checks but that of ids' range."""
     check_tensors(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
     if inputs_embeds is not None:
         if input_ids is not None:
@@ -45,12 +57,12 @@ def checked_inputs(
             f"The input of shape {tuple(inputs.shape)} has no tokens: an empty sequence has no state. "
             "Give each row at least one token."
         )
-    if input_ids is not None:
-        check_range(input_ids, attention_mask, config.vocab_size, bounds)
     return inputs
 
 
-def check_range(input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, bounds: Bounds | None) -> None:
+def check_range(
+    input_ids: Tensor, attention_mask: Tensor | None, vocab_size: int, bounds: Bounds | None = None
+) -> None:
     """Raise unless the ids [B, T], whose `bounds` may be known, are below `vocab_size` where they are not padding."""
     if bounds is None and not can_look_at(input_ids):
         return

@@ -152,24 +152,23 @@ class PRLSTMComposer(nn.Module):
         weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, layer.bias))
         batch, length = (product if ids is None else ids).shape[:2]
         count = None if ids is None else len(product)
-        how = self.composition(backend, (batch, length), count, lengths is not None, every_prefix)
+        how = self.composition(arithmetic_of(backend), (batch, length), count, lengths is not None, every_prefix)
         if not (can_capture(product.device) and how.can_capture):
             return compose(how, ids, product, lengths, *weights)
 
         def call(*inputs: Tensor) -> tuple[Tensor, ...]:
             return (compose(how, *inputs),)
 
-        size = how.size(self.config.hidden_size, len(self.merge.refine), torch.is_grad_enabled())
-        function = Function(call, (), lambda parameters: call, (backend, how[1:]), size)
+        function = Function(call, (), lambda parameters: call, (backend, how[1:]), partial(self.size, how))
         return self.graphs.run(function, ids, product, lengths, *weights)[0]
 
     def composition(
-        self, backend: str, shape: tuple[int, int], ids: int | None, each_length: bool, every_prefix: bool
+        self, arithmetic: Arithmetic, shape: tuple[int, int], ids: int | None, each_length: bool, every_prefix: bool
     ) -> Composition:
-        """How a fused `backend` composes a batch.
+        """How a fused backend composes a batch.
 
         Args:
-            backend: its name.
+            arithmetic: the backend's.
             shape: of the batch [B, T].
             ids: how many its tokens have, each with a leaf of its own; None: there is a leaf for every token.
             each_length: whether its rows have lengths of their own.
@@ -177,18 +176,11 @@ class PRLSTMComposer(nn.Module):
         """
         form: Form = "every" if every_prefix else "each" if each_length else "whole"
         checkpoint = self.training and self.merge.gradient_checkpointing
-        return Composition(arithmetic_of(backend), form, *shape, ids, checkpoint)
+        return Composition(arithmetic, form, *shape, ids, checkpoint)
 
-    @property
-    def ids(self) -> int | None:
-        """How many ids there are, if few: of these, every id's leaf is computed once."""
-        count = self.config.vocab_size
-        return count if count <= SMALL_VOCABULARY else None
-
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """That of the leaves' products and the hidden states."""
-        return _product_dtype(self.leaf.weight)
+    def size(self, how: Composition, differentiable: bool) -> int:
+        """About how many bytes the buffers of a batch have, with a backward or without."""
+        return how.size(self.config.hidden_size, len(self.merge.refine), differentiable)
 
     def _trace(self, inputs: Tensor, lengths: Tensor | None, every_prefix: bool) -> tuple[Tensor, Tensor]:
         """`forward` for a graph of any batch size and length, where no loop can depend on either.
@@ -232,7 +224,7 @@ class PRLSTMComposer(nn.Module):
         vocab_size, embed = self.config.vocab_size, self.embed_tokens
         # What else takes part, as NEFTune's noise, is meant for every token.
         alone = acts_alone(self.leaf, nn.Linear) and (embed is None or acts_alone(embed, nn.Embedding))
-        small = alone and self.ids is not None
+        small = alone and vocab_size <= SMALL_VOCABULARY
         if embed is not None:
             product = self.leaf(embed(torch.arange(vocab_size, device=inputs.device) if small else inputs))
         elif alone:  # W_leaf times a one-hot vector is a column of W_leaf
@@ -320,12 +312,16 @@ def choose_backend(config: PRLSTMConfig, device: torch.device, dtype: torch.dtyp
     Raises:
         RuntimeError: if the one asked for cannot run.
     """
-    asked = config.backend
+    return _chosen(config.backend, config.cell_type, device, dtype, alone)
+
+
+@cache
+def _chosen(asked: str, cell_type: str, device: torch.device, dtype: torch.dtype, alone: bool) -> str:
     automatic = asked == "auto"
     backend = {"cpu": "fused", "cuda": "triton"}.get(device.type, "eager") if automatic else asked
     why_not = None
-    if backend != "eager" and config.cell_type != "lstm":
-        why_not = f"it has LSTM cells alone, and `cell_type` is {config.cell_type!r}"
+    if backend != "eager" and cell_type != "lstm":
+        why_not = f"it has LSTM cells alone, and `cell_type` is {cell_type!r}"
     elif backend != "eager" and not alone:
         why_not = "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers"
     elif backend == "triton":
@@ -339,7 +335,6 @@ def choose_backend(config: PRLSTMConfig, device: torch.device, dtype: torch.dtyp
     return backend
 
 
-@cache
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"

@@ -30,6 +30,8 @@ SMALL = 2**14
 IDLE = 1000
 
 Tensors = Sequence[Tensor | None]
+Call = Callable[..., tuple[Tensor, ...]]
+Rebind = Callable[[Sequence[Tensor]], Call]
 
 _paused = ContextVar("_paused", default=False)
 _rehearsed = ContextVar("_rehearsed", default=False)
@@ -119,16 +121,16 @@ class Function(NamedTuple):
         parameters: tensors that it reads besides. A graph reads them where they are; its inputs are copied to it.
         rebind: gives `call` with other tensors in the place of the `parameters`.
         depends_on: what else decides what it does; with the shapes of its tensors, it tells one graph from another.
-        size: bytes of the buffers that it needs, about, with those of its backward if there will be one.
+        size: gives about how many bytes its buffers need, of whether there will be a backward.
         gives_loss: whether the first result is a loss, from which alone a backward will probably start.
         checks: to be made of each call's inputs before its results are given; None: there are none.
     """
 
-    call: Callable[..., tuple[Tensor, ...]]
+    call: Call
     parameters: tuple[Tensor, ...]
-    rebind: Callable[[Sequence[Tensor]], Callable[..., tuple[Tensor, ...]]]
+    rebind: Rebind
     depends_on: Hashable
-    size: int
+    size: Callable[[bool], int]
     gives_loss: bool = False
     checks: Checks | None = None
 
@@ -225,7 +227,7 @@ class Graph:
     """
 
     def __init__(self, function: Function, inputs: Tensors, differentiable: bool, joined: bool):
-        self.size, self.used = function.size, 0  # `Graphs.runs` when it was used last
+        self.size, self.used = function.size(differentiable), 0  # `Graphs.runs` when it was used last
         self.misused = False  # whether joined, and another backward came, or none
         self.inputs = [None if part is None else _leaf(part.clone(), differentiable) for part in inputs]
         self.claimed: Callable[[], Claim | None] = lambda: None  # the latest
@@ -446,7 +448,7 @@ class Graphs:
             graph, joined = None, False
             del self.graphs[key]  # its buffers go before there are others
         if graph is None:
-            if not (self._came_before(key) and self._make_room(function.size)):
+            if not (self._came_before(key) and self._make_room(function.size(differentiable))):
                 return None
             with torch.inference_mode(False):  # whose buffers would be of use there alone
                 graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)

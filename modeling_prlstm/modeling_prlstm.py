@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -19,8 +19,9 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .checks import check_classes, check_labels, check_range, checked_inputs
+from .checks import check_classes, check_labels, check_range, checked_inputs, well_formed_inputs
 from .composer import (
+    SMALL_VOCABULARY,
     PRLSTMBinary,
     PRLSTMComposer,
     PRLSTMMerge,
@@ -31,9 +32,9 @@ from .composer import (
 )
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds, Survey
-from .graphs import Checks, Function, Tensors, autocast_dtype, can_capture, others_save_tensors
+from .graphs import Call, Checks, Function, Tensors, autocast_dtype, can_capture, others_save_tensors
 from .losses import sequence_classification_loss, token_classification_loss
-from .padding import check_mask, check_mask_shape, check_tensors, is_integer, one_sequence_a_row
+from .padding import check_mask, check_tensors, one_sequence_a_row
 
 # Loss, logits and hidden states.
 Classified = tuple[Tensor | None, Tensor, tuple[Tensor, ...] | None]
@@ -213,12 +214,14 @@ class Batch(NamedTuple):
     Attributes:
         tensors: the arguments of `forward`, without a mask that hides nothing.
         shape: (B, T).
+        ids: how many there are to choose from, if few; None where there are no ids.
         problem_type: that of the labels.
         checks: what is still to be checked; None: nothing is.
     """
 
     tensors: dict[str, Tensor]
     shape: tuple[int, int]
+    ids: int | None
     problem_type: str | None
     checks: Checks | None
 
@@ -265,7 +268,8 @@ class _Classifier(PRLSTMPreTrainedModel):
         """By the paper's head; where the tree runs in kernels by one too, if nothing else takes part."""
         _, dropout, head = layers
         if not (known or torch.compiler.is_compiling() or every_module_has_hooks()):
-            known = all(_parameters_of(module) is not None for module in (dropout, head))
+            own = _parameters_of(head)
+            known = own is not None and _are_own(own) and _parameters_of(dropout) is not None
         if known and head.bias is not None:
             dtype = (autocast_dtype() if states.is_cuda else None) or head.weight.dtype
             if states.dtype == dtype and choose_backend(self.config, states.device, dtype) == "triton":
@@ -290,22 +294,29 @@ class _Classifier(PRLSTMPreTrainedModel):
         **kwargs: Any,
     ) -> Classified:
         """What `_classify` gives, of `forward`'s arguments: by one CUDA graph, after their checks, where it can."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
-        arguments = {**inputs, "labels": labels, **kwargs}
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            **kwargs,
+        }
         layers = Layers(self.prlstm, self.dropout, self.classifier)
         tensors = {} if torch.compiler.is_compiling() else self._tensors_alone(arguments)
         parameters = self._parameters_alone(layers, tensors)
         if parameters is None:
             return self._classify(layers, **arguments)
-        composer = self.prlstm.composer
-        dtype = composer.product_dtype
+        composer = layers.prlstm.composer
+        dtype = autocast_dtype() or composer.leaf.weight.dtype
         backend = choose_backend(composer.config, parameters[0].device, dtype)
-        batch = None if backend == "eager" else self._checked(tensors, arithmetic_of(backend))
+        if backend == "eager":
+            return self._classify(layers, **arguments)
+        arithmetic = arithmetic_of(backend)
+        batch = self._checked(layers, tensors, arithmetic)
         if batch is None:
             return self._classify(layers, **arguments)
-        ids = composer.ids if "input_ids" in batch.tensors else None
         each_length = "attention_mask" in batch.tensors
-        how = composer.composition(backend, batch.shape, ids, each_length, self.every_prefix)
+        how = composer.composition(arithmetic, batch.shape, batch.ids, each_length, self.every_prefix)
         if not how.can_capture:
             return self._classify(layers, **arguments)
 
@@ -316,14 +327,14 @@ class _Classifier(PRLSTMPreTrainedModel):
             loss, logits, _ = self._classify(layers, **named, known=True, output_hidden_states=False)
             return (logits,) if loss is None else (loss, logits)
 
-        def rebind(others: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        def rebind(others: Tensors) -> Call:
             memo = {id(own): other for own, other in zip(parameters, others, strict=True)}
             return partial(call, copy.deepcopy(layers, memo))  # the model's own may be in use by another thread
 
         # All that decides what the graph does, besides the inputs and the parameters.
         how_checked = batch.problem_type, batch.checks is None
         depends_on = type(self), self.training, backend, how[1:], *how_checked, *batch.tensors
-        size = how.size(composer.config.hidden_size, len(composer.merge.refine), torch.is_grad_enabled())
+        size = partial(composer.size, how)
         # Gradients in float16 must be made of a scaled loss.
         gives_loss = self.training and "labels" in tensors and dtype != torch.float16
         function = Function(partial(call, layers), parameters, rebind, depends_on, size, gives_loss, batch.checks)
@@ -333,12 +344,14 @@ class _Classifier(PRLSTMPreTrainedModel):
     def _tensors_alone(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """Those of the arguments that are tensors, if all others are nothing and a graph takes these in; else none."""
         arguments = {"output_hidden_states": self.config.output_hidden_states} | arguments
-        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-        others = (value for name, value in arguments.items() if name not in tensors)
+        tensors = {}
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            elif value is not None and value is not False:
+                return {}
         own_loss = "labels" not in tensors or self.loss_function is self.own_loss
-        if tensors.keys() <= IN_GRAPH and own_loss and all(value is None or value is False for value in others):
-            return tensors
-        return {}
+        return tensors if own_loss and tensors.keys() <= IN_GRAPH else {}
 
     def _parameters_alone(self, layers: Layers, tensors: dict[str, Tensor]) -> tuple[Tensor, ...] | None:
         """All parameters, if they and the tensors, on one GPU, decide what the layers give and nothing else does."""
@@ -356,11 +369,10 @@ class _Classifier(PRLSTMPreTrainedModel):
                     return None
                 parameters += own
                 modules += module._modules.values()
-        are_own = all(type(part) is nn.Parameter for part in parameters)  # and not those of a replica
         on_one_device = all(part.device == device for part in (*tensors.values(), *parameters))
-        return tuple(parameters) if are_own and on_one_device else None
+        return tuple(parameters) if _are_own(parameters) and on_one_device else None
 
-    def _checked(self, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> Batch | None:
+    def _checked(self, layers: Layers, tensors: dict[str, Tensor], arithmetic: Arithmetic) -> Batch | None:
         """The batch, after the checks of `forward`'s arguments.
 
         None for what is rare, or so wrong that only a look at it says why; and if a mask hides half of the columns: a
@@ -369,21 +381,21 @@ class _Classifier(PRLSTMPreTrainedModel):
         ids, embeds, mask, labels = (
             tensors.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask", "labels")
         )
-        rows = [part for part in (ids, mask) if part is not None]
-        if any(part.dim() != 2 or part.shape != rows[0].shape or not _is_countable(part) for part in rows):
-            return None
+        config = layers.prlstm.config
         # Shapes and dtypes first, and the values of embeddings and of targets that are no classes.
-        batch, length = checked_inputs(ids, embeds, mask, self.config, TRUSTED).shape[:2]
-        shape = batch, length
-        if mask is not None:
-            check_mask_shape(mask, shape)
-        logits_shape = *(shape if self.every_prefix else (batch,)), self.classifier.out_features
+        inputs = well_formed_inputs(ids, embeds, mask, config)
+        batch, length = shape = inputs.shape[0], inputs.shape[1]
+        if mask is not None and (mask.shape != shape or mask.is_floating_point() or mask.is_complex()):
+            return None
+        logits_shape = *(shape if self.every_prefix else (batch,)), layers.classifier.out_features
         problem_type = None if labels is None else self._check_labels(labels, logits_shape, TRUSTED)
         classes = labels if problem_type == CLASSES else None
+        vocab_size = config.vocab_size
+        few = None if ids is None or vocab_size > SMALL_VOCABULARY else vocab_size
 
         def check(survey: Survey) -> None:
             if ids is not None:
-                check_range(ids, mask, self.config.vocab_size, survey.ids)
+                check_range(ids, mask, vocab_size, survey.ids)
             if classes is not None:
                 check_classes(classes, logits_shape, survey.labels)
 
@@ -392,12 +404,12 @@ class _Classifier(PRLSTMPreTrainedModel):
             labels = None if classes is None else named["labels"]
             return arithmetic.look(named.get("input_ids"), None, labels, found)
 
-        bears_ids = ids is None or (arithmetic.bears_unknown_ids and self.prlstm.composer.ids is not None)
+        bears_ids = ids is None or (arithmetic.bears_unknown_ids and few is not None)
         if mask is None and bears_ids:
             checks = Checks(look, lambda found: check(arithmetic.survey(found)))
-            return Batch(tensors, shape, problem_type, checks)
+            return Batch(tensors, shape, few, problem_type, checks)
         found = arithmetic.look(ids, mask, classes)
-        torch.cuda.current_stream(rows[0].device).synchronize()
+        torch.cuda.current_stream(inputs.device).synchronize()
         survey = arithmetic.survey(found)
         check(survey)
         if mask is not None:
@@ -407,17 +419,13 @@ class _Classifier(PRLSTMPreTrainedModel):
                 return None
             if shortest == length:
                 tensors = {name: part for name, part in tensors.items() if name != "attention_mask"}
-        return Batch(tensors, shape, problem_type, None)
+        return Batch(tensors, shape, few, problem_type, None)
 
 
 def _known(labels: Tensor, count: int) -> Tensor:
     """`labels` without those that are not from 0 to `count` - 1, which would end the GPU's work for good."""
     labels = labels.long()  # first: narrow ones have no -100, nor `count`
     return labels.masked_fill((labels < 0) | (labels >= count), -100)
-
-
-def _is_countable(tensor: Tensor) -> bool:
-    return (is_integer(tensor) or tensor.dtype == torch.bool) and tensor.numel() > 0
 
 
 def _parameters_of(module: nn.Module) -> list[Tensor] | None:
@@ -430,6 +438,11 @@ def _parameters_of(module: nn.Module) -> list[Tensor] | None:
     if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm is not None):
         return None
     return [part for part in own.values() if part is not None]
+
+
+def _are_own(parameters: list[Tensor]) -> bool:
+    """Whether they are not those of a replica, nor spread over processes."""
+    return all(type(part) is nn.Parameter for part in parameters)
 
 
 class PRLSTMForSequenceClassification(_Classifier):

@@ -567,7 +567,8 @@ def test_room(device, monkeypatch):
     head = PRLSTMForSequenceClassification
     model = model_of(head, device)
     monkeypatch.setattr(graphs, "IDLE", 5)
-    size = model.prlstm.composer.composition("fused", (4, LENGTH), 5, False, False).size(4, 1, True)
+    arithmetic = composer.arithmetic_of("fused")
+    size = model.prlstm.composer.composition(arithmetic, (4, LENGTH), 5, False, False).size(4, 1, True)
     memory = 1.5 * size / graphs.TOTAL_SHARE
     monkeypatch.setattr(graphs, "SHARE", graphs.TOTAL_SHARE)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(memory))

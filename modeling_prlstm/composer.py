@@ -9,6 +9,7 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 """
 
 import importlib.util
+from collections.abc import Hashable
 from functools import cache, partial
 
 import torch
@@ -21,7 +22,7 @@ from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic
 from .fused_cpu import TorchArithmetic
-from .graphs import Function, Graphs, can_capture
+from .graphs import Call, Function, Graphs, Tensors, can_capture
 from .layout import Form
 from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
 from .tree_function import Composition, compose
@@ -156,11 +157,13 @@ class PRLSTMComposer(nn.Module):
         if not (can_capture(product.device) and how.can_capture):
             return compose(how, ids, product, lengths, *weights)
 
-        def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return (compose(how, *inputs),)
+        def again(call: Call, depends_on: Hashable, tensors: Tensors) -> tuple[Tensor, ...]:
+            function = Function(call, (), lambda parameters: call, (backend, depends_on), partial(self.size, how))
+            return self.graphs.run(function, *tensors)
 
-        function = Function(call, (), lambda parameters: call, (backend, how[1:]), partial(self.size, how))
-        return self.graphs.run(function, ids, product, lengths, *weights)[0]
+        if how.in_parts:
+            return compose(how, ids, product, lengths, *weights, again=again)
+        return again(lambda *inputs: (compose(how, *inputs),), how[1:], (ids, product, lengths, *weights))[0]
 
     def composition(
         self, arithmetic: Arithmetic, shape: tuple[int, int], ids: int | None, each_length: bool, every_prefix: bool

@@ -317,7 +317,7 @@ class _Classifier(PRLSTMPreTrainedModel):
             return self._classify(layers, **arguments)
         each_length = "attention_mask" in batch.tensors
         how = composer.composition(arithmetic, batch.shape, batch.ids, each_length, self.every_prefix)
-        if not how.can_capture:
+        if how.in_parts or not how.can_capture:
             return self._classify(layers, **arguments)
 
         def call(layers: Layers, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """The whole tree as one differentiable function: autograd sees a single node in place of tens for every merge."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,15 @@ CHECKPOINT_TOKENS, CHECKPOINT_PARTS = 4096, 8
 # without a backward.
 BYTES, FORWARD_BYTES = (48, 24), (16, 4)
 
+# How many parts of one size a batch must have for each to be a CUDA graph's: the first is none's, the second makes it.
+PARTS_AGAIN = 3
+
 # Weights in turn, and the rows' lengths, to a tree.
 MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], "LeavesFirst | InTurn"]
+
+# What a function gives of tensors, which may be None, by a CUDA graph if the like came before: what else the function
+# depends on tells one from another.
+Again = Callable[[Callable[..., tuple[Tensor, ...]], Hashable, Sequence[Tensor | None]], tuple[Tensor, ...]]
 
 
 class Composition(NamedTuple):
@@ -61,8 +68,13 @@ class Composition(NamedTuple):
         return 0 if self.ids is None else repeated_levels(self.rows, self.length, self.ids)
 
     @property
+    def in_parts(self) -> bool:
+        """Whether its parts are better graphs than all of it: for each of them a graph of all has the same again."""
+        return self.batch // self.rows >= PARTS_AGAIN
+
+    @property
     def can_capture(self) -> bool:
-        """Whether it can become a CUDA graph."""
+        """Whether it, or a part, can become a CUDA graph."""
         return self.arithmetic.can_capture((self.ids or 0) ** 2**self.tables)
 
     def size(self, hidden_size: int, refinements: int, differentiable: bool) -> int:
@@ -72,7 +84,14 @@ class Composition(NamedTuple):
         return merges * hidden_size * (of_merge + refinements * of_refinement)
 
 
-def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tensor | None, *weights: Tensor) -> Tensor:
+def compose(
+    how: Composition,
+    ids: Tensor | None,
+    product: Tensor,
+    lengths: Tensor | None,
+    *weights: Tensor,
+    again: Again = lambda function, depends_on, tensors: function(*tensors),
+) -> Tensor:
     """The hidden states of prefixes, differentiable once.
 
     Args:
@@ -81,6 +100,7 @@ def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tens
         product: the leaves' products [N, 3H] or [B, T, 3H].
         lengths: of the rows [B], int64; None: all rows are as long as the batch.
         weights: weight and bias of each cell of a merge in turn, in the product's dtype.
+        again: of the parts of a batch that has several, see `Again`.
 
     Returns:
         All positions' states [B, T, H] for the form `every`; else the last of each row [B, H].
@@ -88,20 +108,18 @@ def compose(how: Composition, ids: Tensor | None, product: Tensor, lengths: Tens
     differentiable = torch.is_grad_enabled() and any(part.requires_grad for part in (product, *weights))
     arithmetic, form, batch, length, count, checkpoint = how
 
-    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
+    def make_rows(rows: int, weights: Sequence[Tensor], lengths: Tensor | None, keep: bool) -> LeavesFirst:
         cells = [(arithmetic.operand(weight), bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True)]
+        layout = make_layout(rows, length, form, count, arithmetic.merges_by_ids)
+        at_once = None if how.keeps else CHECKPOINT_TOKENS
+        state = weights[0].new_empty(weights[0].shape[1] // 2)
+        tree = TREES[form](arithmetic, layout, state, cells, lengths, keep, at_once)
+        return LeavesFirst(arithmetic, tree)
 
-        def make_rows(part: slice, keep: bool) -> LeavesFirst:
-            layout = make_layout(len(range(batch)[part]), length, form, count, arithmetic.merges_by_ids)
-            own = None if lengths is None else lengths[part]
-            at_once = None if how.keeps else CHECKPOINT_TOKENS
-            tree = TREES[form](arithmetic, layout, product[..., ::3], cells, own, keep, at_once)
-            return LeavesFirst(arithmetic, tree)
-
+    def make_tree(weights: tuple[Tensor, ...], lengths: Tensor | None) -> LeavesFirst | InTurn:
         if not checkpoint:
-            return make_rows(slice(batch), differentiable)
-        parts = [slice(first, min(first + how.rows, batch)) for first in range(0, batch, how.rows)]
-        return InTurn(make_rows, parts, how.keeps)
+            return make_rows(batch, weights, lengths, differentiable)
+        return InTurn(make_rows, how, weights, lengths, again)
 
     with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
         if differentiable:
@@ -134,32 +152,58 @@ class InTurn:
     """The trees of a few of the batch's rows at a time, which are made again for the backward.
 
     Args:
-        make: makes the tree of some rows; whether it keeps what its backward reads.
-        parts: the rows that exist at a time.
-        keeps: see `Composition`.
+        make: makes the tree of so many rows: of the weights, the rows' lengths, and whether it keeps what its backward
+            reads.
+        how: see `Composition`.
+        weights: see `compose`.
+        lengths: see `compose`.
+        again: see `Again`.
     """
 
-    def __init__(self, make: Callable[[slice, bool], LeavesFirst], parts: list[slice], keeps: bool):
-        self.make, self.parts, self.keeps = make, parts, keeps
+    def __init__(
+        self,
+        make: Callable[[int, Sequence[Tensor], Tensor | None, bool], LeavesFirst],
+        how: Composition,
+        weights: Sequence[Tensor],
+        lengths: Tensor | None,
+        again: Again,
+    ):
+        self.make, self.how, self.weights, self.lengths, self.again = make, how, weights, lengths, again
+        batch, rows = how.batch, how.rows
+        self.parts = [slice(first, min(first + rows, batch)) for first in range(0, batch, rows)]
 
     def forward(self, ids: Tensor | None, product: Tensor) -> Tensor:
         """See `LeavesFirst.forward`."""
         self.ids = ids
+
+        def work(ids: Tensor | None, product: Tensor, lengths: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
+            rows = len(product if ids is None else ids)
+            return (self.make(rows, weights, lengths, False).forward(ids, product),)  # of the tree no more than this
+
         result = None
         for part in self.parts:
-            hidden = self.make(part, False).forward(*self._leaves(part, product))  # of the tree no more than this
+            (hidden,) = self.again(work, ("forward", self.how[1:]), (*self._inputs(part, product), *self.weights))
             if result is None:
-                result = hidden.new_empty(self.parts[-1].stop, *hidden.shape[1:])
+                result = hidden.new_empty(self.how.batch, *hidden.shape[1:])
             result[part] = hidden
         assert result is not None
         return result
 
     def backward(self, gradient: Tensor, product: Tensor) -> tuple[Tensor, ...]:
         """See `LeavesFirst.backward`."""
+
+        def work(
+            ids: Tensor | None, product: Tensor, lengths: Tensor | None, gradient: Tensor, *weights: Tensor
+        ) -> tuple[Tensor, ...]:
+            tree = self.make(len(gradient), weights, lengths, self.how.keeps)
+            tree.forward(ids, product)
+            return tree.backward(gradient, product)
+
         total: list[Tensor] = []
         of_tokens = torch.empty_like(product) if self.ids is None else None
         for part in self.parts:
-            of_product, *gradients = self._part_backward(part, gradient[part], product)
+            inputs = *self._inputs(part, product), gradient[part], *self.weights
+            of_product, *gradients = self.again(work, ("backward", self.how[1:]), inputs)
             if of_tokens is None:
                 gradients = [of_product, *gradients]
             else:
@@ -171,14 +215,10 @@ class InTurn:
         total = [part.to(product.dtype) for part in total]
         return tuple(total if of_tokens is None else [of_tokens, *total])
 
-    def _part_backward(self, part: slice, gradient: Tensor, product: Tensor) -> list[Tensor]:
-        tree = self.make(part, self.keeps)
-        leaves = self._leaves(part, product)
-        tree.forward(*leaves)
-        return [*tree.backward(gradient, leaves[1])]
-
-    def _leaves(self, part: slice, product: Tensor) -> tuple[Tensor | None, Tensor]:
-        return (None, product[part]) if self.ids is None else (self.ids[part], product)
+    def _inputs(self, part: slice, product: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The part's ids, product and lengths."""
+        lengths = None if self.lengths is None else self.lengths[part]
+        return (None, product[part], lengths) if self.ids is None else (self.ids[part], product, lengths)
 
 
 class _Compose(torch.autograd.Function):

@@ -129,6 +129,21 @@ def test_training(device, head, mask, checkpointing):
             optimizer.step()
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("mask", [None, "right"])
+@pytest.mark.parametrize("vocab_size", [5, 2000])
+def test_parts_of_a_batch_share_graphs(device, head, mask, vocab_size, monkeypatch):
+    """Under activation checkpointing, from the first batch on."""
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", LENGTH)
+    model = model_of(head, device, vocab_size=vocab_size)
+    reference = model_of(head, "cpu", backend="eager", vocab_size=vocab_size)
+    getattr(model, f"{CHECKPOINTING}_enable")()
+    for seed in range(3):
+        expected = found_by(reference, batch_of(head, "cpu", seed, mask), weight=0.5)
+        check_same(found_by(model, batch_of(head, device, seed, mask), weight=0.5), expected)
+        assert [graph.inputs[-1].shape for graph in model.prlstm.composer.graphs.graphs.values()] == [(16,), (16,)]
+
+
 def test_each_kind_of_batch_has_its_graph(device):
     head = PRLSTMForSequenceClassification
     model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")

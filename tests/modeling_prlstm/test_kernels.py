@@ -274,10 +274,10 @@ def test_when_to_merge_by_ids(monkeypatch):
     own = kind.forward_by_ids
     monkeypatch.setattr(kind, "forward_by_ids", lambda *given: (calls.append(1), own(*given)))
     monkeypatch.setattr("modeling_prlstm.kernels.FEWER_IDS", 0)
-    model = model_of(vocab_size=140)
     tokens = (batch_of(20, batch=7).int() * 28)[:, 3:16]
     for least in (43, 42):  # it has 6 * 7 merges
         monkeypatch.setattr("modeling_prlstm.kernels.MERGES_BY_IDS", least)
+        model = model_of(vocab_size=140)  # with graphs of its own
         arguments = tokens, torch.tensor([13, 1, 2, 3, 8, 9, 12]), False
         expected = states_and_gradients(model, "eager", *arguments)
         assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, 1e-5)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .layout import Form, Layout, Lefts, Run, Step, Table, Target
+from .layout import Form, Layout, Lefts, Rights, Run, Step, Table, Target
 
 # In place of an id, or of a slot, that there is none of.
 NO_ID = NO_SLOT = -1
@@ -165,6 +165,7 @@ class Arithmetic(Protocol):
         target: Target,
         batch: int,
         prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """Compute a cell.
 
@@ -178,6 +179,7 @@ class Arithmetic(Protocol):
             batch: rows of the batch.
             prefixes: if given, the results are prefixes: its `hidden` takes those at `target`, and `out` takes them at
                 its `lefts` alone.
+            rights: where `out` takes every second result too.
         """
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
@@ -190,7 +192,14 @@ class Arithmetic(Protocol):
         """The product, in float32 at least, of matrices in the dtype of `factors`."""
 
     def forward_by_ids(
-        self, pairs: "Pairs", bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self,
+        pairs: "Pairs",
+        bias: Tensor,
+        gates: Tensor | None,
+        out: Pair,
+        target: Target,
+        batch: int,
+        rights: Rights | None = None,
     ) -> None:
         """Compute the binary cell of `pairs`; the rest as in `forward`."""
 
@@ -211,8 +220,8 @@ class Arithmetic(Protocol):
         slopes: InUnits,
         sums: Tensor,
         into: Pair,
-        accumulate: bool,
         prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """Differentiate a cell.
 
@@ -227,9 +236,9 @@ class Arithmetic(Protocol):
             sums: takes sums of the gates' sums' gradients over some of the rows each, [`sums`(n, ...), (3 + F) * H].
             into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]; the last may
                 be `cell` itself.
-            accumulate: whether to add them to what is there.
             prefixes: if given, the results are prefixes, whose gradients are the sums of those of its `hidden` at
                 `target`, and of `gradient` at its `lefts`.
+            rights: where `gradient` has more of every second result, to be added.
         """
 
     def backward_by_ids(
@@ -242,6 +251,7 @@ class Arithmetic(Protocol):
         slopes: InUnits,
         sums: Tensor,
         of_cell: Tensor,
+        rights: Rights | None = None,
     ) -> None:
         """Differentiate the binary cell of `pairs`.
 
@@ -254,6 +264,7 @@ class Arithmetic(Protocol):
             slopes: as in `backward`, but not in the units of a weight.
             sums: as in `backward`.
             of_cell: takes the gradient of the cell states [n, 2, H].
+            rights: as in `backward`.
         """
 
     def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: "Pairs") -> Pair:
@@ -372,7 +383,6 @@ class Tree:
         self._levels_backward()
         of_leaves = self._look_up_backward()
         del self.gradients, self.between_gradients  # room for the weights'
-        self.saved = None
         return *of_leaves, *self._weights_backward()
 
     # Leaves.
@@ -441,8 +451,6 @@ class Tree:
 
     # What the forms of the tree do each in their own way.
 
-    shares_states = False  # whether a block can be merged more than once, so that its gradients add up
-
     def _append(self) -> Tensor:
         for step in self.layout.appends:
             self._merge(step)
@@ -455,7 +463,7 @@ class Tree:
 
     def _levels_backward(self) -> None:
         for step in reversed(self.layout.levels):
-            self._merge_backward(step, adds=self.shares_states)
+            self._merge_backward(step)
 
     def _result(self, buffer: Tensor) -> Tensor:
         return buffer[self.layout.result : self.layout.result + self.layout.batch]
@@ -470,7 +478,8 @@ class Tree:
     def _merge(self, step: Step) -> None:
         for part in self.parts[step]:
             first = part.first if self.keep else 0
-            self._run_cells(part, self.kept, first, self.states, part.target, self._prefixes_of(part, self.prefixes))
+            places = part.target, self._prefixes_of(part, self.prefixes), part.rights
+            self._run_cells(part, self.kept, first, self.states, *places)
 
     # The hidden states of all prefixes [B * T, H], where these are wanted, and their gradients.
     prefixes: Tensor | None = None
@@ -481,25 +490,33 @@ class Tree:
         return None if part.lefts is None or hidden is None else Prefixes(hidden, part.lefts)
 
     def _run_cells(
-        self, part: Step, kept: _Kept, first: int, out: Pair, target: Target, prefixes: Prefixes | None = None
+        self,
+        part: Step,
+        kept: _Kept,
+        first: int,
+        out: Pair,
+        target: Target,
+        prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
         batch, rows = part.batch, slice(first, first + part.rows)
         state: Pair | None = None
         if part.slot is not None:
-            state = self._inputs(self.states, part.slot, part.rows)[0], self._cells_before(part)
+            state = self._inputs(self.states, part.slot, part.rows)
         for number, (weight, bias) in enumerate(self.cells):
             gates = kept.gates[number]
             gates = None if gates is None else gates[rows]
             to: Pair = out
-            places, made = target, prefixes
+            places, at_lefts, at_rights = target, prefixes, rights
             if number < len(self.cells) - 1:
                 hidden, cell = kept.between[number]
-                to, places, made = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges), None
+                to, places = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges)
+                at_lefts = at_rights = None
             if state is None:
-                self.arithmetic.forward_by_ids(self._pairs_of(part), bias, gates, to, places, batch)
+                self.arithmetic.forward_by_ids(self._pairs_of(part), bias, gates, to, places, batch, at_rights)
             else:
-                self.arithmetic.forward(state, weight, bias, gates, to, places, batch, made)
+                self.arithmetic.forward(state, weight, bias, gates, to, places, batch, at_lefts, at_rights)
             state = to[0], to[1][:, None]
 
     def _pairs_of(self, part: Step) -> Pairs:
@@ -507,22 +524,23 @@ class Tree:
         start = 2 * part.first // part.batch
         return self.pairs._replace(ids=self.pairs.ids[:, start : start + 2 * part.merges])
 
-    def _merge_backward(self, step: Step, adds: bool = False) -> None:
-        """Differentiate the merges; `adds`: to the gradients that their states have, else these are not read."""
+    def _merge_backward(self, step: Step) -> None:
+        """Differentiate the merges."""
         for part in reversed(self.parts[step]):
             first = part.first
             if not self.keep:
                 first = 0
                 in_order = Target.evenly(0, part.batch, part.merges)
                 self._run_cells(part, self.again, first, self.unused, in_order)
-            self._cells_backward(part, self.kept if self.keep else self.again, first, adds)
+            self._cells_backward(part, self.kept if self.keep else self.again, first)
         if self.keep and step.slot is None:
             self._gather_pairs(step, step.first)
 
-    def _cells_backward(self, part: Step, kept: _Kept, first: int, adds: bool) -> None:
+    def _cells_backward(self, part: Step, kept: _Kept, first: int) -> None:
         batch, count = part.batch, part.rows
         rows = slice(first, first + count)
-        gradient, target, prefixes = self.gradients, part.target, self._prefixes_of(part, self.of_prefixes)
+        gradient, target = self.gradients, part.target
+        prefixes, rights = self._prefixes_of(part, self.of_prefixes), part.rights
         for number in reversed(range(len(self.cells))):
             gates = kept.gates[number]
             assert gates is not None
@@ -535,17 +553,18 @@ class Tree:
             elif part.slot is None:
                 of_cell = self.of_pairs_cells[rows]
                 pairs = self._pairs_of(part)
-                self.arithmetic.backward_by_ids(gradient, target, batch, gates[rows], pairs, slopes, sums, of_cell)
+                self.arithmetic.backward_by_ids(
+                    gradient, target, batch, gates[rows], pairs, slopes, sums, of_cell, rights
+                )
                 break
             else:
-                cell = self._cells_before(part)
+                cell = self._inputs(self.states, part.slot, count)[1]
                 into = self._inputs(self.gradients, part.slot, count)
-            accumulate = adds and not number
             self.arithmetic.backward(
-                gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, accumulate, prefixes
+                gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, prefixes, rights
             )
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
-            prefixes = None
+            prefixes = rights = None
         if not self.keep:  # what the next part computes again goes to the same buffers
             self._multiply_slopes(kept, part.slot, first, count)
             if part.slot is None:
@@ -594,16 +613,6 @@ class Tree:
         hidden, cell = (buffer[slot : slot + 2 * count] for buffer in buffers)
         return hidden.view(count, 2 * self.size), cell.view(count, 2, self.size)
 
-    saved: tuple[int, Tensor] | None = None  # cell states whose place their gradients took early: first slot, [n, H]
-
-    def _cells_before(self, part: Step) -> Tensor:
-        """The cell states [n, 2, H] that the merges `part`, which have slots, merge."""
-        assert part.slot is not None
-        if self.saved is None or part.slot not in range(self.saved[0], self.saved[0] + len(self.saved[1])):
-            return self._inputs(self.states, part.slot, part.rows)[1]
-        start = part.slot - self.saved[0]
-        return self.saved[1][start : start + 2 * part.rows].view(part.rows, 2, self.size)
-
     # Buffers.
 
     def _states(self, count: int, hidden_dtype: torch.dtype) -> Pair:
@@ -622,13 +631,6 @@ class Tree:
         layout = self.layout
         hidden, cell = self.states
         self.gradients = hidden.new_empty(hidden.shape, dtype=self.like.dtype), cell
-        if self.shares_states:  # gradients arrive at the levels before these are differentiated
-            levels = [step for step in layout.levels if step.slot is not None]
-            first = next((step.slot for step in levels if step.slot is not None), 0)
-            after = first + 2 * sum(step.rows for step in levels)
-            self.saved = first, cell[first:after].clone()
-            for part in self.gradients:
-                part[first:after].zero_()
         for part in self.gradients:
             part[layout.spare :].zero_()
         self.between_gradients = [self.like.new_empty(self.widest, self.size) for _ in self.cells[1:3]]
@@ -735,21 +737,18 @@ class EveryTree(Tree):
     """A tree with the states of all prefixes.
 
     Downwards, the prefixes that end where a block of level k ends are every second time known from the level above;
-    the others append one block of level k to the prefix before them. Each goes to where it is the left one of others.
+    the others append one block of level k to the prefix before them. Prefixes and blocks are written to wherever they
+    are merged, and their gradients gathered there.
     """
-
-    shares_states = True
 
     def _append(self) -> Tensor:
         layout, dtype = self.layout, self.like.dtype
+        for leaf, place, count in self._leaves_again():
+            self._copy(self.states, leaf, place, count)
         self.prefixes = self.like.new_empty(layout.batch * layout.length, self.size, dtype=self.hidden_dtype)
-        for block, start in self._starts():
-            self._copy(self.states, block, start, 1)
         starts = Prefixes(self.prefixes, layout.start_lefts)
         self.arithmetic.put_starts(self.states, layout.starts, starts, layout.batch)
-        for level, step in self._levels_down():
-            for block, right, count in self._rights(step, level):
-                self._copy(self.states, block, right, count)
+        for step in layout.appends:
             self._merge(step)
         prefixes, self.prefixes = self.prefixes, None
         prefixes = prefixes if prefixes.dtype == dtype else self.arithmetic.result(prefixes, dtype)
@@ -758,45 +757,36 @@ class EveryTree(Tree):
     def _append_backward(self, gradient: Tensor) -> None:
         layout = self.layout
         self.of_prefixes = gradient.contiguous().view(-1, self.size)
-        for level, step in reversed([*self._levels_down()]):
+        for step in reversed(layout.appends):
             self._merge_backward(step)
-            for block, right, count in self._rights(step, level):
-                self._copy(self.gradients, right, block, count, add=True)
         starts = Prefixes(self.of_prefixes, layout.start_lefts)
         self.arithmetic.take_starts(self.gradients, layout.starts, starts, layout.batch)
         self.of_prefixes = None
-        for block, start in self._starts():
-            self._copy(self.gradients, start, block, 1, add=True)
 
-    def _levels_down(self) -> Iterator[tuple[int, Step]]:
-        return zip(reversed(range(len(self.layout.appends))), self.layout.appends, strict=True)
+    def _levels_backward(self) -> None:
+        super()._levels_backward()
+        for leaf, place, count in self._leaves_again():
+            self._copy(self.gradients, place, leaf, count, add=True)
 
-    def _rights(self, step: Step, level: int) -> Iterator[tuple[Run, Run, int]]:
-        """Where the blocks that `step` appends come from, unless looked up, their slots there, how many there are."""
+    def _leaves_again(self) -> Iterator[tuple[Run, Run, int]]:
+        """Of leaves that are not looked up: the slots of those that are merged again, where that is, and how many."""
         layout, batch = self.layout, self.layout.batch
-        assert step.slot is not None
-        if level < layout.looked_up:
+        if layout.looked_up:
             return
-        right = Run(step.slot + 1, 2 * batch, 2)
-        pairs = layout.pairs(level)
+        odd = None if layout.last[0] is None else Run(layout.last[0][0], 0, layout.last[0][1])
+        start = Run(layout.starts, 0, 1)
+        if not layout.levels:
+            assert odd is not None
+            yield odd, start, 1
+            return
+        pairs, appends = layout.levels[0], layout.appends[-1]
         assert pairs.slot is not None
-        paired = pairs.merges - 1
-        yield Run(pairs.slot + 2 * batch, 2 * batch, 2), right, min(paired, step.merges)
-        if paired < step.merges:
-            yield self._last_run(level), right._replace(base=right.base + paired * right.step), 1
-
-    def _starts(self) -> Iterator[tuple[Run, Run]]:
-        """The blocks that are the first of a level, unless looked up, each with its place among `starts`."""
-        layout = self.layout
-        for level in range(layout.looked_up, len(layout.appends) + 1):
-            slot = None if level == len(layout.appends) else layout.pairs(level).slot
-            block = self._last_run(level) if slot is None else Run(slot, 0, 2)
-            yield block, Run(layout.starts + level * layout.batch, 0, 1)
-
-    def _last_run(self, level: int) -> Run:
-        place = self.layout.last[level]
-        assert place is not None
-        return Run(place[0], 0, place[1])
+        assert appends.slot is not None
+        yield Run(pairs.slot, 0, 2), start, 1
+        right = Run(appends.slot + 1, 2 * batch, 2)
+        yield Run(pairs.slot + 2 * batch, 2 * batch, 2), right, pairs.merges - 1
+        if odd is not None:
+            yield odd, right._replace(base=right.base + (pairs.merges - 1) * right.step), 1
 
     def _copy(self, buffers: Pair, source: Run, into: Run, count: int, add: bool = False) -> None:
         if count:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cells import lstm_leaf
 from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Prefixes, Survey
-from .layout import Lefts, Run, Target
+from .layout import Lefts, Rights, Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
 # because the other way waits for the GPU.
@@ -172,6 +172,7 @@ class TorchArithmetic:
         target: Target,
         batch: int,
         prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
@@ -180,7 +181,7 @@ class TorchArithmetic:
             gates = product.to(cell.dtype) if gates is None else gates.copy_(product)
         else:
             torch.addmm(bias, hidden, weight.values.t(), out=gates)
-        _finish(gates, cell, out, target, batch, prefixes)
+        _finish(gates, cell, out, target, batch, prefixes, rights)
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
         """See `Arithmetic`."""
@@ -196,7 +197,14 @@ class TorchArithmetic:
         return left @ right
 
     def forward_by_ids(
-        self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self,
+        pairs: Pairs,
+        bias: Tensor,
+        gates: Tensor | None,
+        out: Pair,
+        target: Target,
+        batch: int,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
         left, right = ids = _each_side(pairs)
@@ -204,7 +212,7 @@ class TorchArithmetic:
         of_left, of_right = pairs.terms
         sums = of_left.index_select(0, left).add_(of_right.index_select(0, right)).add_(bias)
         gates = sums.to(cell.dtype) if gates is None else gates.copy_(sums)
-        _finish(gates, cell, out, target, batch)
+        _finish(gates, cell, out, target, batch, None, rights)
 
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
@@ -225,15 +233,12 @@ class TorchArithmetic:
         slopes: InUnits,
         sums: Tensor,
         into: Pair,
-        accumulate: bool,
         prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, cell, slopes, sums, into[1], accumulate, prefixes)
-        if accumulate:
-            into[0].addmm_(slopes.values, weight.values)
-        else:
-            torch.mm(slopes.values, weight.values, out=into[0])
+        _differentiate(gradient, target, batch, gates, cell, slopes, sums, into[1], prefixes, rights)
+        torch.mm(slopes.values, weight.values, out=into[0])
 
     def backward_by_ids(
         self,
@@ -245,10 +250,11 @@ class TorchArithmetic:
         slopes: InUnits,
         sums: Tensor,
         of_cell: Tensor,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
         cell = _cells_of(pairs, _each_side(pairs))
-        _differentiate(gradient, target, batch, gates, cell, slopes, sums, of_cell, accumulate=False)
+        _differentiate(gradient, target, batch, gates, cell, slopes, sums, of_cell, None, rights)
 
     def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
         """See `Arithmetic`."""
@@ -316,7 +322,13 @@ def _cells_of(pairs: Pairs, ids: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _finish(
-    gates: Tensor, cell: Tensor, out: Pair, target: Target, batch: int, prefixes: Prefixes | None = None
+    gates: Tensor,
+    cell: Tensor,
+    out: Pair,
+    target: Target,
+    batch: int,
+    prefixes: Prefixes | None,
+    rights: Rights | None,
 ) -> None:
     """The rest of a cell, of its `gates`' sums [n, (3 + F) * H], which their values replace."""
     size = cell.shape[-1]
@@ -325,14 +337,17 @@ def _finish(
     g.tanh_()
     gates[:, 2 * size :].sigmoid_()
     after = _cell(i, g, forgets, cell)
-    if prefixes is None:
-        _write(out[1], target, batch, after)
-        _write(out[0], target, batch, after.tanh_().mul_(o))
-    else:
-        _write_lefts(out[1], prefixes.lefts, batch, after)
-        hidden = after.tanh_().mul_(o)
-        _write(prefixes.hidden, target, batch, hidden)
-        _write_lefts(out[0], prefixes.lefts, batch, hidden)
+    for buffer in reversed(out):
+        if buffer is out[0]:
+            after.tanh_().mul_(o)
+        if prefixes is None:
+            _write(buffer, target, batch, after)
+        else:
+            _write_lefts(buffer, prefixes.lefts, batch, after)
+        if rights is not None:
+            _write_rights(buffer, rights, batch, after)
+    if prefixes is not None:
+        _write(prefixes.hidden, target, batch, after)
 
 
 def _differentiate(
@@ -344,8 +359,8 @@ def _differentiate(
     slopes: InUnits,
     sums: Tensor,
     of_cell: Tensor,
-    accumulate: bool,
-    prefixes: Prefixes | None = None,
+    prefixes: Prefixes | None,
+    rights: Rights | None,
 ) -> None:
     """The slopes, and the gradient of the cell states before; as in `Arithmetic.backward`."""
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
@@ -356,6 +371,9 @@ def _differentiate(
         d_cell = torch.zeros_like(d_hidden)
         for total, part in zip((d_hidden, d_cell), gradient, strict=True):
             _add_lefts(total, part, prefixes.lefts, batch)
+    if rights is not None:
+        for total, part in zip((d_hidden, d_cell), gradient, strict=True):
+            _add_rights(total, part, rights, batch)
     activated = _cell(i, g, forgets, cell).tanh_()
     product = d_hidden * o
     d_cell += _tanh_backward.grad_input(product, activated, grad_input=product)
@@ -366,10 +384,7 @@ def _differentiate(
     _tanh_backward.grad_input(for_g, g, grad_input=g)
     for forget, before, d_before in zip(forgets, cell.unbind(1), of_cell.unbind(1), strict=True):
         torch.mul(d_cell, before, out=product)  # first, as its gradient may take its place
-        if accumulate:
-            d_before.addcmul_(d_cell, forget)
-        else:
-            torch.mul(d_cell, forget, out=d_before)
+        torch.mul(d_cell, forget, out=d_before)
         _sigmoid_backward.grad_input(product, forget, grad_input=forget)
     if slopes.values.dtype != gates.dtype:
         slopes.values.copy_(gates)
@@ -417,6 +432,20 @@ def _add_lefts(total: Tensor, buffer: Tensor, lefts: Lefts, batch: int) -> Tenso
     for run, count in lefts.runs(len(total) // batch, batch):
         total[: count * batch].view(count, batch, -1).add_(_run(buffer, run, count, batch))
     return total
+
+
+def _write_rights(buffer: Tensor, rights: Rights, batch: int, states: Tensor) -> None:
+    """Copy every second of the `states` [n, H] of blocks to where they are right ones, in `buffer` [slots, H]."""
+    blocks = states.view(-1, batch, states.shape[1])
+    for run, which in rights.runs(len(blocks), batch):
+        _run(buffer, run, len(blocks[which]), batch).copy_(blocks[which])
+
+
+def _add_rights(total: Tensor, buffer: Tensor, rights: Rights, batch: int) -> None:
+    """Add to `total` [n, H], of blocks, what is in `buffer` [slots, H] where every second is a right one."""
+    blocks = total.view(-1, batch, total.shape[1])
+    for run, which in rights.runs(len(blocks), batch):
+        blocks[which].add_(_run(buffer, run, len(blocks[which]), batch))
 
 
 def _run(buffer: Tensor, run: Run, count: int, batch: int) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Prefixes, Survey
-from .layout import Run, Target
+from .layout import Rights, Run, Target
 
 try:
     import triton
@@ -251,6 +251,7 @@ class TritonArithmetic:
         target: Target,
         batch: int,
         prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
@@ -271,6 +272,7 @@ class TritonArithmetic:
             gates,
             *out,
             *_of_prefixes(prefixes),
+            *_of_rights(rights),
             count,
             batch,
             *_in_pairs(target, batch, count),
@@ -306,14 +308,21 @@ class TritonArithmetic:
         return _product_in_float32(left, right)
 
     def forward_by_ids(
-        self, pairs: Pairs, bias: Tensor, gates: Tensor | None, out: Pair, target: Target, batch: int
+        self,
+        pairs: Pairs,
+        bias: Tensor,
+        gates: Tensor | None,
+        out: Pair,
+        target: Target,
+        batch: int,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         count, size = ids.numel() // 2, cell.shape[1]
         rows, columns = 4 if gates is None else 8, min(128, triton.next_power_of_2(size))  # 4 states a thread
         _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
-            *(ids, terms, cell, bias, gates, *out, *ids.stride(), len(cell), count, batch),
+            *(ids, terms, cell, bias, gates, *out, *_of_rights(rights), *ids.stride(), len(cell), count, batch),
             *_in_pairs(target, batch, count),
             SIZE=size,
             KEEP=gates is not None,
@@ -342,16 +351,14 @@ class TritonArithmetic:
         slopes: InUnits,
         sums: Tensor,
         into: Pair,
-        accumulate: bool,
         prefixes: Prefixes | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        places = target, batch, prefixes
-        _differentiate(gradient, *places, gates, cell, None, weight.units, slopes, sums, into[1], accumulate)
+        places = target, batch, prefixes, rights
+        _differentiate(gradient, *places, gates, cell, None, weight.units, slopes, sums, into[1])
         if slopes.units is not None:
-            self._multiply(slopes, weight.values, into[0], accumulate)
-        elif accumulate:
-            into[0].addmm_(slopes.values, weight.values)
+            self._multiply(slopes, weight.values, into[0])
         else:
             torch.mm(slopes.values, weight.values, out=into[0])
 
@@ -365,10 +372,11 @@ class TritonArithmetic:
         slopes: InUnits,
         sums: Tensor,
         of_cell: Tensor,
+        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        places = target, batch, None
-        _differentiate(gradient, *places, gates, pairs.cell, pairs.ids, None, slopes, sums, of_cell, False)
+        places = target, batch, None, rights
+        _differentiate(gradient, *places, gates, pairs.cell, pairs.ids, None, slopes, sums, of_cell)
 
     def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
         """See `Arithmetic`."""
@@ -380,8 +388,8 @@ class TritonArithmetic:
         of_cells = _sum_sorted_rows(InUnits(of_cell.view(-1, size), None), ordered, of_each, batch)
         return of_terms.view(2, count, -1), of_cells.view(2, count, size).sum(0)
 
-    def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor, accumulate: bool) -> None:
-        """Write, or add, `slopes` times `weight` to `into`."""
+    def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor) -> None:
+        """Write `slopes` times `weight` to `into`."""
         (count, width), inputs = slopes.values.shape, weight.shape[1]
         described = _can_describe(slopes.values, weight, inputs)
         tile = _product_tile(count, inputs, described)
@@ -393,7 +401,6 @@ class TritonArithmetic:
             *(*operands, slopes.units, into, count),
             WIDTH=width,
             INPUTS=inputs,
-            ADD=accumulate,
             WHOLE=width % tile.depth == 0 and inputs % tile.columns == 0,
             DESCRIBED=described,
             ROWS=tile.rows,
@@ -421,6 +428,7 @@ def _differentiate(
     target: Target,
     batch: int,
     prefixes: Prefixes | None,
+    rights: Rights | None,
     gates: Tensor,
     cell: Tensor,
     ids: Tensor | None,
@@ -428,7 +436,6 @@ def _differentiate(
     slopes: InUnits,
     sums: Tensor,
     of_cell: Tensor,
-    accumulate: bool,
 ) -> None:
     """The slopes and the gradient of the cell states before; as in `Arithmetic.backward`, or its `backward_by_ids`."""
     count, states, size = of_cell.shape
@@ -442,7 +449,8 @@ def _differentiate(
         at_once = max(1, min(rows, 512 // columns)) if many else 1
         warps = max(1, min(16, at_once * columns // (256 if many else 128)))
     _backward[(len(sums) * triton.cdiv(size, columns),)](
-        *(*gradient, *_of_prefixes(prefixes), gates, cell, ids, weight_units, *slopes, of_cell, sums),
+        *(*gradient, *_of_prefixes(prefixes), *_of_rights(rights)),
+        *(gates, cell, ids, weight_units, *slopes, of_cell, sums),
         *((0, 0) if ids is None else ids.stride()),
         len(cell),
         count,
@@ -450,7 +458,6 @@ def _differentiate(
         *_in_pairs(target, batch, count),
         SIZE=size,
         STATES=states,
-        ADD=accumulate,
         ROWS=rows,
         AT_ONCE=at_once,
         COLUMNS=columns,
@@ -535,6 +542,11 @@ def _in_pairs(target: Target, batch: int, count: int) -> tuple[int, ...]:
 def _of_prefixes(prefixes: Prefixes | None) -> tuple[Any, ...]:
     """The arguments of the kernels that make or read prefixes."""
     return (None, 0, 0, 0, 0) if prefixes is None else (prefixes.hidden, *prefixes.lefts)
+
+
+def _of_rights(rights: Rights | None) -> tuple[int | None, ...]:
+    """The arguments of the kernels that make or read blocks."""
+    return (None, 0, 0) if rights is None else rights
 
 
 def _move_starts(buffers: Pair, starts: int, prefixes: Prefixes, batch: int, back: bool) -> None:
@@ -667,8 +679,8 @@ def total(parts: Tensor) -> Tensor:
 
 # Sizes that change with the batch and its length: not worth a compilation each.
 PLACES = ["paired", "base", "pair", "side", "row", "odd", "odd_row"]
-LEFTS = ["first", "level", "length", "left_slot"]
-VARYING = ["count", "tokens", "batch", "ids_row", "ids_step", "known", *PLACES, *LEFTS]
+LEFTS, RIGHTS = ["first", "level", "length", "left_slot"], ["block", "start_slot", "right_slot"]
+VARYING = ["count", "tokens", "batch", "ids_row", "ids_step", "known", *PLACES, *LEFTS, *RIGHTS]
 
 
 @triton.jit(do_not_specialize=["batch", "length", "ids_row", "ids_step", "mask_row", "mask_step", "count"])
@@ -1041,6 +1053,16 @@ def _add_lefts(gradients, hidden, cell, number, member, lefts, batch, columns, i
     return hidden, cell
 
 
+@triton.jit
+def _again(block, rights, batch, rows, inside):
+    """The slots where every second of the blocks `rows` is merged again (`layout.Rights`), and which these are."""
+    start_slot, right_slot = rights
+    number, member = block + rows // batch, (rows % batch).to(tl.int64)
+    append = (number // 2 - 1).to(tl.int64)
+    slots = tl.where(number == 0, start_slot + member, right_slot + 2 * (append * batch + member))
+    return slots, inside & (number % 2 == 0)[:, None]
+
+
 @triton.jit(do_not_specialize=["first", "level", "length", "left_slot", "starts", "batch"])
 def _move_first(
     hidden_ptr,  # [slots, SIZE]
@@ -1305,6 +1327,9 @@ def _forward(
     level,
     length,
     left_slot,
+    block,  # with the next two: `layout.Rights`; None: the results go nowhere else
+    start_slot,
+    right_slot,
     count,
     batch,
     paired,
@@ -1390,6 +1415,8 @@ def _forward(
         out,
         prefixes_ptr,
         lefts,
+        block,
+        (start_slot, right_slot),
         rows,
         columns,
         inside,
@@ -1412,6 +1439,8 @@ def _finish(
     out,
     prefixes_ptr,
     lefts,
+    block,
+    rights,
     rows,
     columns,
     inside,
@@ -1460,6 +1489,11 @@ def _finish(
         first, level, length, left_slot = lefts
         number, member = first + 2 * (rows // batch), rows % batch
         _put_lefts(out, hidden, cell, number, member, (level, length, left_slot), batch, columns, inside, SIZE)
+    if block is not None:
+        slots, here = _again(block, rights, batch, rows, inside)
+        at = slots[:, None] * SIZE + columns[None, :]
+        tl.store(hidden_out_ptr + at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=here)
+        tl.store(cell_out_ptr + at, cell, mask=here)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -1471,6 +1505,9 @@ def _forward_by_ids(
     gates_ptr,  # [count, 5 * SIZE], their values; unused unless KEEP
     hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
+    block,  # with the next two: `layout.Rights`; None: the results go nowhere else
+    start_slot,
+    right_slot,
     ids_row,  # the ids' strides
     ids_step,
     known,
@@ -1518,6 +1555,8 @@ def _forward_by_ids(
         out,
         None,
         (0, 0, 0, 0),
+        block,
+        (start_slot, right_slot),
         rows,
         columns,
         inside,
@@ -1549,6 +1588,9 @@ def _backward(
     level,
     length,
     left_slot,
+    block,  # with the next two: `layout.Rights`; None: the results are read nowhere else
+    start_slot,
+    right_slot,
     gates_ptr,  # [count, (3 + STATES) * SIZE]
     cell_ptr,  # [count, STATES, SIZE], float32; where there are ids [known, SIZE]
     ids_ptr,  # [batch, 2 * merges], rows of the cell states; None: these are in order
@@ -1571,7 +1613,6 @@ def _backward(
     odd_row,
     SIZE: tl.constexpr,
     STATES: tl.constexpr,
-    ADD: tl.constexpr,
     ROWS: tl.constexpr,
     AT_ONCE: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -1625,12 +1666,14 @@ def _backward(
             d_hidden, d_cell = _add_lefts(
                 gradients, d_hidden, d_cell, number, member, lefts, batch, columns, inside, SIZE
             )
+        if block is not None:
+            again, here = _again(block, (start_slot, right_slot), batch, rows, inside)
+            again_at = again[:, None] * SIZE + columns[None, :]
+            d_hidden += tl.load(hidden_gradient_ptr + again_at, mask=here, other=0.0).to(tl.float32)
+            d_cell += tl.load(cell_gradient_ptr + again_at, mask=here, other=0.0)
         d_cell += d_hidden * o * (1 - activated * activated)
 
-        d_left = d_cell * left
-        if ADD:
-            d_left += tl.load(before_gradient_ptr + before_at, mask=inside, other=0.0)
-        tl.store(before_gradient_ptr + before_at, d_left, mask=inside)
+        tl.store(before_gradient_ptr + before_at, d_cell * left, mask=inside)
         for_i = d_cell * g * i * (1 - i)
         for_g = d_cell * i * (1 - g * g)
         for_o = d_hidden * activated * o * (1 - o)
@@ -1640,10 +1683,7 @@ def _backward(
         o_sum += for_o
         left_sum += for_left
         if STATES == 2:
-            d_right = d_cell * right
-            if ADD:
-                d_right += tl.load(before_gradient_ptr + before_at + SIZE, mask=inside, other=0.0)
-            tl.store(before_gradient_ptr + before_at + SIZE, d_right, mask=inside)
+            tl.store(before_gradient_ptr + before_at + SIZE, d_cell * right, mask=inside)
             for_right = d_cell * right_cell * right * (1 - right)
             right_sum += for_right
 
@@ -1693,7 +1733,6 @@ def _product(
     count,
     WIDTH: tl.constexpr,
     INPUTS: tl.constexpr,
-    ADD: tl.constexpr,
     WHOLE: tl.constexpr,
     DESCRIBED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -1727,8 +1766,6 @@ def _product(
         total = tl.dot(slopes, weight, total)
     total *= tl.load(units_ptr + rows, mask=rows < count, other=0.0)[:, None]
     at = into_ptr + rows[:, None] * INPUTS + columns[None, :]
-    if ADD:
-        total += tl.load(at, mask=in_rows & in_columns, other=0.0)
     tl.store(at, total, mask=in_rows & in_columns)
 
 

@@ -93,6 +93,30 @@ class Lefts(NamedTuple):
                 yield Run(slot + 2 * batch * start, 2 * batch * step, 2), here
 
 
+class Rights(NamedTuple):
+    """Where every second block of a level is merged again, from block `first` on, which is even.
+
+    Block 0 is the first prefix of its row; block 2m is the right one of append m - 1.
+
+    Attributes:
+        first: see above.
+        start: the first slot of the blocks 0.
+        slot: the first of the right ones.
+    """
+
+    first: int
+    start: int
+    slot: int
+
+    def runs(self, count: int, batch: int) -> Iterator[tuple[Run, slice]]:
+        """The slots, and of which of `count` blocks."""
+        if self.first == 0:
+            yield Run(self.start, 0, 1), slice(0, 1)
+        start = 0 if self.first else 2
+        if start < count:
+            yield Run(self.slot + (self.first + start - 2) * batch, 2 * batch, 2), slice(start, None, 2)
+
+
 class Step(NamedTuple):
     """Merges that can run at once.
 
@@ -103,6 +127,7 @@ class Step(NamedTuple):
         batch: rows of the batch.
         target: where the results go; of the appends of `every`, in a buffer of all prefixes [batch, length].
         lefts: where the results of these go too.
+        rights: where the results of the levels of `every` go too.
     """
 
     first: int
@@ -111,6 +136,7 @@ class Step(NamedTuple):
     batch: int
     target: Target
     lefts: Lefts | None = None
+    rights: Rights | None = None
 
     @property
     def rows(self) -> int:
@@ -127,7 +153,8 @@ class Step(NamedTuple):
             before = start * self.batch
             slot = None if self.slot is None else self.slot + 2 * before
             lefts = None if self.lefts is None else self.lefts._replace(first=self.lefts.first + 2 * start)
-            yield Step(self.first + before, slot, min(size, self.merges - start), self.batch, target, lefts)
+            rights = None if self.rights is None else self.rights._replace(first=self.rights.first + start)
+            yield Step(self.first + before, slot, min(size, self.merges - start), self.batch, target, lefts, rights)
 
 
 class Table(NamedTuple):
@@ -178,6 +205,7 @@ class Layout(NamedTuple):
             pairs, and the target of all nodes. Of a level that is looked up, each row's last node alone has a slot,
             and none is in pairs. For `each` alone.
         scratch: first of [batch] slots whose content no one reads; for `each` alone.
+        looked_up: of how many levels, from the lowest, blocks are looked up where they are appended.
         starts: first slot of the blocks that rows start with [levels, batch]; for `every` alone.
         start_lefts: where these are merged again: that of the highest level, see `Lefts.at`.
     """
@@ -195,6 +223,7 @@ class Layout(NamedTuple):
     spare: int
     ends: tuple[tuple[int, Target], ...]
     scratch: int
+    looked_up: int
     starts: int
     start_lefts: Lefts
 
@@ -206,11 +235,6 @@ class Layout(NamedTuple):
     def by_ids(self) -> Step | None:
         """The step, if any, that merges by ids."""
         return self.levels[0] if self.levels and self.levels[0].slot is None else None
-
-    @property
-    def looked_up(self) -> int:
-        """How many levels have blocks that are looked up wherever others than those of their level are merged."""
-        return len(self.tables) + (self.by_ids is not None)
 
 
 def repeated_levels(batch: int, length: int, ids: int) -> int:
@@ -269,7 +293,8 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     spare = slots
 
     last: list[tuple[int, int] | None] = [None] * len(counts)
-    looked_up = lowest + by_ids
+    in_slots = lowest + by_ids  # the lowest level with slots for all of its blocks
+    looked_up = lowest + 1 if form == "every" and ids is not None else in_slots
     scratch = starts = slots
     if form == "whole":  # a level has a last odd node where the length has a block of it
         for place, level in enumerate(blocks):
@@ -279,7 +304,7 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         slots += batch * (1 + len(below))
         for level in range(len(counts)):
             # Where blocks are looked up, the last of each row has a slot, whichever its own length makes the last.
-            if level in blocks if level >= looked_up else form == "each":
+            if level in blocks if level >= in_slots else form == "each":
                 last[level] = (slots, 1)
                 slots += batch
 
@@ -301,29 +326,33 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
     levels = []
     for level in range(lowest, len(counts) - 1):
         slot = None if by_ids and level == lowest else slot_of(firsts[level])
-        levels.append(Step(firsts[level], slot, merges[level], batch, pairs_of(level + 1)))
+        rights = None
+        if form == "every":
+            append = append_firsts[below.index(level + 1)] if level + 1 in below else 0
+            rights = Rights(0, starts + (level + 1) * batch, slot_of(append) + 1)
+        levels.append(Step(firsts[level], slot, merges[level], batch, pairs_of(level + 1), rights=rights))
     lefts = [start_lefts.at(level, batch)._replace(first=3) if form == "every" else None for level in below]
     parts_of = append_firsts, map(slot_of, append_firsts), appended, [batch] * len(targets), targets, lefts
     appends = [*map(Step, *parts_of)]
 
     lookups = []
-    for level in range(looked_up):  # the blocks that are appended
+    for level in range(lowest + 1):
         found = []
         odd = last[level]
-        if form == "whole" and odd is not None:
-            found.append(LookUp(slice(-1, None), Target(0, 0, 0, 0, *odd)))
-        elif form == "each" and odd is not None:
-            found.append(LookUp(None, Target.evenly(odd[0], batch, 1)))
-        elif form == "every":
-            found.append(LookUp(slice(1), Target.evenly(starts + level * batch, batch, 1)))
-            step = appends[below.index(level)]
-            if step.merges:
-                right = Target.evenly(slot_of(step.first) + 1, 2 * batch, step.merges, 2)
-                found.append(LookUp(slice(2, None, 2), right))
+        if level < looked_up:  # the blocks that are appended
+            if form == "whole" and odd is not None:
+                found.append(LookUp(slice(-1, None), Target(0, 0, 0, 0, *odd)))
+            elif form == "each" and odd is not None:
+                found.append(LookUp(None, Target.evenly(odd[0], batch, 1)))
+            elif form == "every":
+                found.append(LookUp(slice(1), Target.evenly(starts + level * batch, batch, 1)))
+                if level in below and (own := appends[below.index(level)]).merges:
+                    right = Target.evenly(slot_of(own.first) + 1, 2 * batch, own.merges, 2)
+                    found.append(LookUp(slice(2, None, 2), right))
+        if level == in_slots:
+            found.append(LookUp(slice(None), pairs_of(level)))
         lookups.append(tuple(found))
-    if not by_ids:
-        lookups.append((LookUp(slice(None), pairs_of(lowest)),))
-    in_pairs = [0 if level < looked_up else count // 2 * 2 for level, count in enumerate(counts)]
+    in_pairs = [0 if level < in_slots else count // 2 * 2 for level, count in enumerate(counts)]
     ends = tuple((count, pairs_of(level)) for level, count in enumerate(in_pairs)) if form == "each" else ()
     parts = tuple(tables), tuple(lookups), tuple(levels), tuple(appends), tuple(last)
-    return Layout(batch, length, *parts, rows, slots, result, spare, ends, scratch, starts, start_lefts)
+    return Layout(batch, length, *parts, rows, slots, result, spare, ends, scratch, looked_up, starts, start_lefts)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Each graph keeps its buffers. The shares of the GPU's memory that one may keep, and all of a model.
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
@@ -31,7 +30,7 @@ IDLE = 1000
 
 Tensors = Sequence[Tensor | None]
 Call = Callable[..., tuple[Tensor, ...]]
-Rebind = Callable[[Sequence[Tensor]], Call]
+Rebind = Callable[[Tensors], Call]
 
 _paused = ContextVar("_paused", default=False)
 _rehearsed = ContextVar("_rehearsed", default=False)
@@ -65,6 +64,14 @@ def is_rehearsal() -> bool:
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
     """The one stream for all captures, and what comes before them: the libraries keep a work space for each stream."""
     return torch.cuda.Stream(device)
+
+
+def refuse_second_derivative() -> None:
+    """Raise where autograd records a backward, as for `create_graph=True`: of ours it would take all for constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "The fast backends have no second derivatives (`create_graph=True`). Use `backend='eager'`."
+        )
 
 
 def autocast_dtype() -> torch.dtype | None:
@@ -375,8 +382,8 @@ class _Replay(torch.autograd.Function):
         return claim.forward(tensors[: len(tensors) - len(function.parameters)], function.checks)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *of_results: Tensor | None) -> tuple[Any, ...]:
+        refuse_second_derivative()
         saved = ctx.saved_tensors  # raises if one was changed since
         if all(gradient is None for gradient in of_results):
             return None, None, *(None for _ in saved)

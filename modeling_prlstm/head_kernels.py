@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .kernels import INTERPRETED, multiply, tl, total, triton  # which says what to do where there is no triton
@@ -26,7 +25,7 @@ ROWS, COLUMNS = 32, 64
 
 
 def classify(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`W relu(h) + b`, differentiable once.
+    """`W relu(h) + b`.
 
     Args:
         states: h [..., H], float32, bfloat16 or float16.
@@ -38,14 +37,15 @@ def classify(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if len(weight) > MOST_CLASSES:
         return F.linear(states.relu(), weight, bias)
-    return _Classify.apply(states, weight, bias)
+    with torch.cuda.device_of(states):
+        return _Classify.apply(states, weight, bias)
 
 
 class _Classify(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        states, weight = states.contiguous(), weight.contiguous()
         ctx.save_for_backward(states, weight)
+        states, weight, bias = states.contiguous(), weight.contiguous(), bias.contiguous()
         classes = len(weight)
         logits = states.new_empty(*states.shape[:-1], classes)
         count = logits.numel() // classes
@@ -53,9 +53,13 @@ class _Classify(torch.autograd.Function):
         return logits
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # autograd records it, for a second derivative
+            flat = gradient.flatten(0, -2)
+            of_weight = flat.t() @ states.relu().flatten(0, -2)
+            return (gradient @ weight) * (states > 0), of_weight, flat.sum(0)
+        states, weight = states.contiguous(), weight.contiguous()
         classes, size = weight.shape
         count = states.numel() // size
         of_states = torch.empty_like(states)

@@ -50,8 +50,8 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-# Up to this many ids, the gradients of equal ids are summed by products with one-hot ids; of more, the ids are sorted.
-# Windows of this many tokens in that order are summed apart where they have one id, so that no program has many more.
+# Up to this many ids, the gradients of their states are summed by products with one-hot ids. Else they are sorted, and
+# windows of this many tokens in that order are summed apart where they have one id, so that no program has many more.
 ONE_HOT_IDS, WINDOW = 128, 1024
 
 # From so many rows on, tiles are large.
@@ -1079,7 +1079,7 @@ def _move_first(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """`_move_starts`, of one level."""
+    """`_move_starts`; one program moves ROWS rows' blocks of one level."""
     member = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     own = tl.program_id(2)
@@ -1090,7 +1090,7 @@ def _move_first(
     slot = left_slot.to(tl.int64)
     for above in range(1, level - own + 1):
         slot += 2 * _appends(length, level - above) * batch
-    number = first + 0 * member
+    number = tl.full((ROWS,), 0, tl.int32) + first
     lefts = own, length, slot
     slots = hidden_ptr, cell_ptr
     if BACK:

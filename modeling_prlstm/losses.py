@@ -51,7 +51,7 @@ def sequence_classification_loss(
     else:
         measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
         loss = measure(logits, labels.reshape(logits.shape).to(logits.dtype), reduction=reduction)
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
+    return loss if num_items_in_batch is None else loss / _on(loss.device, num_items_in_batch)
 
 
 def token_classification_loss(
@@ -80,4 +80,10 @@ def token_classification_loss(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     labels = labels.flatten().to(logits.device)
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none").sum()
-    return total / ((labels != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch)
+    if num_items_in_batch is None:
+        return total / (labels != ignore_index).sum()
+    return total / _on(total.device, num_items_in_batch)
+
+
+def _on(device: torch.device, number: Tensor | int) -> Tensor | int:
+    return number.to(device) if isinstance(number, Tensor) else number

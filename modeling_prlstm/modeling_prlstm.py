@@ -250,29 +250,37 @@ class _Classifier(PRLSTMPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        known: bool = False,
+        alone: bool = False,
         **kwargs: Any,
     ) -> Classified:
         """Loss, logits and hidden states by these `layers`, of the arguments of `forward`.
 
-        `known`: whether it is that their parameters alone decide what they give.
+        Args:
+            layers: see above.
+            input_ids: see `forward`, as the next three.
+            attention_mask: see `forward`.
+            inputs_embeds: see `forward`.
+            labels: see `forward`.
+            alone: whether the layers' parameters are known to be all that decides what these give.
+            **kwargs: see `forward`.
         """
         inputs = input_ids, attention_mask, inputs_embeds
         outputs = layers.prlstm(*inputs, pool_only=not self.every_prefix, return_dict=True, **kwargs)
         states = outputs.last_hidden_state if self.every_prefix else outputs.pooler_output
-        logits = self._logits(layers, states, known)
+        logits = self._logits(layers, states, alone)
         loss = None if labels is None else self._loss(logits, labels, **kwargs)
         return loss, logits, outputs.hidden_states
 
-    def _logits(self, layers: Layers, states: Tensor, known: bool) -> Tensor:
+    def _logits(self, layers: Layers, states: Tensor, alone: bool) -> Tensor:
         """By the paper's head; where the tree runs in kernels by one too, if nothing else takes part."""
-        _, dropout, head = layers
-        if not (known or torch.compiler.is_compiling() or every_module_has_hooks()):
+        tree, dropout, head = layers
+        if not (alone or torch.compiler.is_compiling() or every_module_has_hooks()):
             own = _parameters_of(head)
-            known = own is not None and _are_own(own) and _parameters_of(dropout) is not None
-        if known and head.bias is not None:
+            alone = own is not None and _are_own(own) and _parameters_of(dropout) is not None
+        if alone and head.bias is not None:
             dtype = (autocast_dtype() if states.is_cuda else None) or head.weight.dtype
-            if states.dtype == dtype and choose_backend(self.config, states.device, dtype) == "triton":
+            of_tree = self.config, states.device, dtype, tree.composer.merge.acts_alone()
+            if states.dtype == dtype and choose_backend(*of_tree) == "triton":
                 from .head_kernels import classify
 
                 return classify(states, head.weight.to(dtype), head.bias.to(dtype))
@@ -324,7 +332,7 @@ class _Classifier(PRLSTMPreTrainedModel):
             named = dict(zip(batch.tensors, inputs, strict=True))
             if batch.checks is not None and batch.problem_type == CLASSES:
                 named["labels"] = _known(named["labels"], layers.classifier.out_features)
-            loss, logits, _ = self._classify(layers, **named, known=True, output_hidden_states=False)
+            loss, logits, _ = self._classify(layers, **named, alone=True, output_hidden_states=False)
             return (logits,) if loss is None else (loss, logits)
 
         def rebind(others: Tensors) -> Call:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .fused import TREES, Arithmetic, Leaves, Tree
+from .graphs import Tensors, refuse_second_derivative
 from .layout import Form, make_layout, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time, or of a large batch
@@ -26,7 +26,7 @@ MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], "LeavesFirst | InTurn"]
 
 # What a function gives of tensors, which may be None, by a CUDA graph if the like came before: what else the function
 # depends on tells one from another.
-Again = Callable[[Callable[..., tuple[Tensor, ...]], Hashable, Sequence[Tensor | None]], tuple[Tensor, ...]]
+Again = Callable[[Callable[..., tuple[Tensor, ...]], Hashable, Tensors], tuple[Tensor, ...]]
 
 
 class Composition(NamedTuple):
@@ -109,7 +109,8 @@ def compose(
     arithmetic, form, batch, length, count, checkpoint = how
 
     def make_rows(rows: int, weights: Sequence[Tensor], lengths: Tensor | None, keep: bool) -> LeavesFirst:
-        cells = [(arithmetic.operand(weight), bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True)]
+        pairs = zip(weights[::2], weights[1::2], strict=True)
+        cells = [(arithmetic.operand(weight), bias.contiguous()) for weight, bias in pairs]
         layout = make_layout(rows, length, form, count, arithmetic.merges_by_ids)
         at_once = None if how.keeps else CHECKPOINT_TOKENS
         state = weights[0].new_empty(weights[0].shape[1] // 2)
@@ -238,8 +239,8 @@ class _Compose(torch.autograd.Function):
         return ctx.tree.forward(ids, product)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        refuse_second_derivative()
         ids, product, lengths, *weights = ctx.saved_tensors  # raises if an input was changed since
         with torch.autocast(product.device.type, enabled=False), torch.cuda.device_of(product):
             tree, ctx.tree = ctx.tree, None

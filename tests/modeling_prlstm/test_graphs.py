@@ -252,6 +252,17 @@ def test_second_backward(device):
         torch.autograd.grad(loss, [*model.parameters()])
 
 
+@pytest.mark.parametrize("head", [*HEADS, PRLSTMModel])
+def test_second_derivatives_are_refused(device, head):
+    """By the first batch, without a graph, and by a graph; of a constant gradient autograd itself would not do it."""
+    model = model_of(head, device)
+    for seed in range(3):
+        batch = batch_of(head, device, seed)
+        value = model(batch["input_ids"]).last_hidden_state.sum() if head is PRLSTMModel else model(**batch).loss
+        with pytest.raises(RuntimeError, match="no second derivatives"):
+            torch.autograd.grad(value, [*model.base_model.parameters()], create_graph=True)
+
+
 def test_embeddings_have_gradients(device):
     head = PRLSTMForSequenceClassification
     model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")

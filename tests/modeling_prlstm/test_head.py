@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification
 
 from .reference import HAS_TRITON, relative_error
 
@@ -46,3 +49,67 @@ def test_states_that_are_no_numbers_stay():
     states = torch.tensor([[float("nan"), 1.0], [-1.0, 1.0]], device=DEVICE)
     logits = classify(states, torch.ones(1, 2, device=DEVICE), torch.zeros(1, device=DEVICE))
     assert logits.isnan().flatten().tolist() == [True, False]
+
+
+def test_second_derivatives():
+    """Of the head alone; the tree has none."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(size, generator=generator, device="cpu") for size in ((5, 7), (3, 7), (3,))]
+    found = []
+    for head in (classify, lambda states, weight, bias: F.linear(states.relu(), weight, bias)):
+        own = [part.to(DEVICE).requires_grad_() for part in parts]
+        first = torch.autograd.grad(head(*own).square().sum(), own, create_graph=True)
+        sum(part.square().sum() for part in first).backward()
+        found.append([part.grad.cpu() for part in own])
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def model_of(backend, **config):
+    torch.manual_seed(0)
+    config = PRLSTMConfig(vocab_size=5, hidden_size=4, backend=backend, **config)
+    return PRLSTMForSequenceClassification(config).to(DEVICE)
+
+
+CHANGES = {
+    "none": lambda model: None,
+    "no bias": lambda model: setattr(model.classifier, "bias", None),
+    "biases that are not contiguous": lambda model: [
+        setattr(layer, "bias", nn.Parameter(layer.bias.detach().repeat_interleave(2)[::2] + 1))
+        for layer in (model.classifier, model.prlstm.composer.merge.binary)
+    ],
+    "a hook": lambda model: model.classifier.register_forward_hook(lambda layer, inputs, output: 2 * output),
+    "a hook before the head": lambda model: model.dropout.register_forward_hook(lambda layer, inputs, output: -output),
+    "another layer": lambda model: setattr(model, "classifier", nn.Sequential(model.classifier, nn.Tanh())),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_heads(change):
+    """The kernels give what the layers give, or leave it to them."""
+    ids = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    found = []
+    for backend in ("triton", "eager"):
+        model = model_of(backend)
+        CHANGES[change](model)
+        for _ in range(3 if DEVICE == "cuda" else 1):  # a GPU's second batch of a shape is a graph's
+            model.zero_grad()
+            output = model(ids, labels=torch.tensor([0, 1, 1], device=DEVICE))
+            output.loss.backward()
+        found.append([output.logits.detach(), *(part.grad for part in model.parameters())])
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_of_a_tree_that_runs_eager(monkeypatch):
+    """Second derivatives included: where a hook keeps the tree from its kernels, the head uses none either."""
+    model, reference = model_of("auto"), model_of("eager")
+    model.prlstm.composer.merge.binary.register_forward_hook(lambda layer, inputs, output: output)
+    monkeypatch.setattr("modeling_prlstm.head_kernels.classify", None)  # to call it is an error
+    ids = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    for one in (model, reference):
+        parameters = [*one.parameters()]
+        first = torch.autograd.grad(one(ids).logits[:, 0].sum(), parameters, create_graph=True)
+        sum(part.square().sum() for part in first).backward()
+    for own, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, expected.grad)

@@ -11,7 +11,7 @@ from .graphs import Tensors, refuse_second_derivative
 from .layout import Form, make_layout, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time, or of a large batch
-# those of an eighth of its rows at most; of a row that is longer than both, the gates of this many merges.
+# those with an eighth of its merges at most; of a row that is longer than both, the gates of this many merges.
 CHECKPOINT_TOKENS, CHECKPOINT_PARTS = 4096, 8
 
 # About how many bytes a tree's buffers have, times H, for each of its merges and for each refinement of these; and
@@ -53,14 +53,18 @@ class Composition(NamedTuple):
         """How many of the batch's rows have trees at a time."""
         if not self.checkpoint:
             return self.batch
-        return min(self.batch, max(1, CHECKPOINT_TOKENS // self.length, self.batch // CHECKPOINT_PARTS))
+        part = self.batch // CHECKPOINT_PARTS
+        if self.form != "every" and self.ids is not None:  # tables have most of the merges
+            part <<= repeated_levels(self.batch, self.length, self.ids)
+        return min(self.batch, max(1, CHECKPOINT_TOKENS // self.length, part))
 
     @property
     def keeps(self) -> bool:
         """Whether the trees that exist at a time keep what their backward reads, in the backward at least."""
         if not self.checkpoint:
             return True
-        return self.rows * self.length <= max(CHECKPOINT_TOKENS, self.batch * self.length // CHECKPOINT_PARTS)
+        merges = self.rows * self.length >> (0 if self.form == "every" else self.tables)
+        return merges <= max(CHECKPOINT_TOKENS, self.batch * self.length // CHECKPOINT_PARTS)
 
     @property
     def tables(self) -> int:

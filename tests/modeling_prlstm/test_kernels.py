@@ -449,6 +449,22 @@ def test_checkpointing_in_parts(backend, vocab_size, every_prefix, lengths, toke
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [None, [5, 2, 4, 1, 5]], ids=["reduce", "ragged"])
+def test_checkpointing_in_parts_with_tables(backend, lengths, monkeypatch):
+    """Twice as many rows at a time, as half of the merges are a table's."""
+    monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 0)
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", 4)
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_PARTS", 5)
+    model = model_of().train()
+    arguments = batch_of(5, batch=5), None if lengths is None else torch.tensor(lengths), False
+    how = model.composer.composition(arithmetic_of(backend), (5, 5), 5, lengths is not None, False)
+    assert (how._replace(checkpoint=True).rows, how.tables) == (2, 1)
+    expected = states_and_gradients(model, "eager", *arguments)
+    model.composer.merge.gradient_checkpointing = True
+    assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
 def test_checkpointing_a_long_row_in_bfloat16_keeps_its_digits(every_prefix, monkeypatch):
     """The weights' gradients are sums of hundreds of parts."""

@@ -427,13 +427,15 @@ def main() -> None:
     if arguments.curves:
         tokens, longest, batch = (2**17, 17, 1024) if arguments.device == "cuda" else (2**12, 12, 64)
         by_length, inference = [], []
-        for name in (ours, "eager", *PEERS):
+        steps = [f"{ours}+step"] if arguments.device == "cuda" else []  # of which the host takes little
+        for name in (ours, *steps, "eager", *PEERS):
             for power in range(4, longest + 1):
                 work = Work(tokens >> power, 1 << power, True)
-                if power <= 11 or name == ours:
+                if power <= 11 or name in (ours, *steps):
                     by_length.append(bench.measure(name, work) | {"length": work.length})
             for length in (4, 10, 30, 100, 250, 500):
-                inference.append(bench.measure(name, Work(batch, length, False)) | {"length": length})
+                if name not in steps:
+                    inference.append(bench.measure(name, Work(batch, length, False)) | {"length": length})
         result |= {"training_by_length": by_length, "inference_by_length": inference}
         draw(arguments.output / f"training_{precision}.png", f"Training, {tokens} tokens, {machine}", by_length)
         draw(arguments.output / f"inference_{precision}.png", f"Inference, batch {batch}, {machine}", inference)

@@ -9,7 +9,6 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 """
 
 import importlib.util
-from collections.abc import Hashable
 from functools import cache, partial
 
 import torch
@@ -157,13 +156,19 @@ class PRLSTMComposer(nn.Module):
         if not (can_capture(product.device) and how.can_capture):
             return compose(how, ids, product, lengths, *weights)
 
-        def again(call: Call, depends_on: Hashable, tensors: Tensors) -> tuple[Tensor, ...]:
-            function = Function(call, (), lambda parameters: call, (backend, depends_on), partial(self.size, how))
-            return self.graphs.run(function, *tensors)
+        precision = torch.backends.cuda.matmul.fp32_precision  # that of the arithmetic, also in a later backward
+
+        def again(call: Call, backward: bool, tensors: Tensors) -> tuple[Tensor, ...]:
+            depends_on = backend, precision, backward, how[1:]
+
+            def size(differentiable: bool) -> int:
+                return self.size(how, differentiable or backward)
+
+            return self.graphs.run(Function(call, (), lambda parameters: call, depends_on, size), *tensors)
 
         if how.in_parts:
             return compose(how, ids, product, lengths, *weights, again=again)
-        return again(lambda *inputs: (compose(how, *inputs),), how[1:], (ids, product, lengths, *weights))[0]
+        return again(lambda *inputs: (compose(how, *inputs),), False, (ids, product, lengths, *weights))[0]
 
     def composition(
         self, arithmetic: Arithmetic, shape: tuple[int, int], ids: int | None, each_length: bool, every_prefix: bool

@@ -25,7 +25,7 @@ REMEMBERED = 4096
 # Tensors of up to so many elements are copied together.
 SMALL = 2**14
 
-# After so many batches of other shapes, a graph makes room for others.
+# After so many runs of others, a graph makes room for them.
 IDLE = 1000
 
 Tensors = Sequence[Tensor | None]

@@ -1,6 +1,6 @@
 """The whole tree as one differentiable function: autograd sees a single node in place of tens for every merge."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,8 @@ from .graphs import Tensors, refuse_second_derivative
 from .layout import Form, make_layout, repeated_levels
 
 # Under activation checkpointing the trees of rows with about this many tokens exist at a time, or of a large batch
-# those with an eighth of its merges at most; of a row that is longer than both, the gates of this many merges.
+# those of an eighth of its rows at most, or of more as far as tables spare their merges; of a row that is longer than
+# both, the gates of this many merges.
 CHECKPOINT_TOKENS, CHECKPOINT_PARTS = 4096, 8
 
 # About how many bytes a tree's buffers have, times H, for each of its merges and for each refinement of these; and
@@ -24,9 +25,9 @@ PARTS_AGAIN = 3
 # Weights in turn, and the rows' lengths, to a tree.
 MakeTree = Callable[[tuple[Tensor, ...], Tensor | None], "LeavesFirst | InTurn"]
 
-# What a function gives of tensors, which may be None, by a CUDA graph if the like came before: what else the function
-# depends on tells one from another.
-Again = Callable[[Callable[..., tuple[Tensor, ...]], Hashable, Tensors], tuple[Tensor, ...]]
+# What a function gives of tensors, which may be None, by a CUDA graph if the like came before; and whether it is the
+# backward of the batch's parts, or their forward.
+Again = Callable[[Callable[..., tuple[Tensor, ...]], bool, Tensors], tuple[Tensor, ...]]
 
 
 class Composition(NamedTuple):
@@ -53,10 +54,14 @@ class Composition(NamedTuple):
         """How many of the batch's rows have trees at a time."""
         if not self.checkpoint:
             return self.batch
-        part = self.batch // CHECKPOINT_PARTS
-        if self.form != "every" and self.ids is not None:  # tables have most of the merges
-            part <<= repeated_levels(self.batch, self.length, self.ids)
-        return min(self.batch, max(1, CHECKPOINT_TOKENS // self.length, part))
+        least = max(1, CHECKPOINT_TOKENS // self.length)
+        spared = 0 if self.form == "every" or self.ids is None else repeated_levels(self.batch, self.length, self.ids)
+        rows = self.batch
+        for levels in range(spared, -1, -1):  # each table halves the merges; of fewer rows there may be fewer tables
+            rows = min(self.batch, max(least, self.batch // CHECKPOINT_PARTS << levels))
+            if levels == 0 or repeated_levels(rows, self.length, self.ids or 0) >= levels:
+                break
+        return rows
 
     @property
     def keeps(self) -> bool:
@@ -94,7 +99,7 @@ def compose(
     product: Tensor,
     lengths: Tensor | None,
     *weights: Tensor,
-    again: Again = lambda function, depends_on, tensors: function(*tensors),
+    again: Again = lambda function, backward, tensors: function(*tensors),
 ) -> Tensor:
     """The hidden states of prefixes, differentiable once.
 
@@ -187,7 +192,7 @@ class InTurn:
 
         result = None
         for part in self.parts:
-            (hidden,) = self.again(work, ("forward", self.how[1:]), (*self._inputs(part, product), *self.weights))
+            (hidden,) = self.again(work, False, (*self._inputs(part, product), *self.weights))
             if result is None:
                 result = hidden.new_empty(self.how.batch, *hidden.shape[1:])
             result[part] = hidden
@@ -208,7 +213,7 @@ class InTurn:
         of_tokens = torch.empty_like(product) if self.ids is None else None
         for part in self.parts:
             inputs = *self._inputs(part, product), gradient[part], *self.weights
-            of_product, *gradients = self.again(work, ("backward", self.how[1:]), inputs)
+            of_product, *gradients = self.again(work, True, inputs)
             if of_tokens is None:
                 gradients = [of_product, *gradients]
             else:

@@ -144,6 +144,27 @@ def test_parts_of_a_batch_share_graphs(device, head, mask, vocab_size, monkeypat
         assert [graph.inputs[-1].shape for graph in model.prlstm.composer.graphs.graphs.values()] == [(16,), (16,)]
 
 
+def test_parts_of_another_precision_have_graphs_of_their_own(device, monkeypatch):
+    """The kernels of the backward are those of the forward's precision, whatever it is by then."""
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", LENGTH)
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    getattr(model, f"{CHECKPOINTING}_enable")()
+    matmul = torch.backends.cuda.matmul
+    own = matmul.fp32_precision
+    losses = {}
+    for forward in (own, "tf32", own):
+        try:
+            matmul.fp32_precision = forward
+            loss = model(**batch_of(head, device)).loss
+        finally:
+            matmul.fp32_precision = own
+        losses.setdefault(forward, []).append(torch.autograd.grad(loss, [*model.parameters()]))
+    assert held(model) == 4
+    for first, again in zip(*losses[own], strict=True):
+        assert torch.equal(first, again)
+
+
 def test_each_kind_of_batch_has_its_graph(device):
     head = PRLSTMForSequenceClassification
     model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")

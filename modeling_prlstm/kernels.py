@@ -1014,41 +1014,28 @@ def _appends(length, level):
 
 
 @triton.jit
-def _left(number, member, below, appends, slot, batch):
-    """The slots of prefixes so many levels `below` their own, from `slot` on, and whether they are left ones there."""
-    append = (number << (below - 1)) - 1
-    return slot + 2 * (append.to(tl.int64) * batch + member), append < appends
+def _at_lefts(
+    buffers, hidden, cell, number, member, lefts, batch, columns, inside, SIZE: tl.constexpr, BACK: tl.constexpr
+):
+    """Store the states of prefixes of `number` blocks where they are left ones (`layout.Lefts`).
 
-
-@triton.jit
-def _put_lefts(out, hidden, cell, number, member, lefts, batch, columns, inside, SIZE: tl.constexpr):
-    """Store the states of prefixes of `number` blocks where they are left ones (`layout.Lefts`)."""
-    hidden_ptr, cell_ptr = out
+    BACK: give the gradients `hidden` and `cell` with those added that the prefixes have there.
+    """
+    hidden_ptr, cell_ptr = buffers
     level, length, slot = lefts
     slot = slot.to(tl.int64)
     for below in range(1, level + 1):
         appends = _appends(length, level - below)
-        slots, are_left = _left(number, member, below, appends, slot, batch)
-        here = inside & are_left[:, None]
+        append = (number << (below - 1)) - 1
+        slots = slot + 2 * (append.to(tl.int64) * batch + member)
+        here = inside & (append < appends)[:, None]
         at = slots[:, None] * SIZE + columns[None, :]
-        tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
-        tl.store(cell_ptr + at, cell, mask=here)
-        slot += 2 * appends * batch
-
-
-@triton.jit
-def _add_lefts(gradients, hidden, cell, number, member, lefts, batch, columns, inside, SIZE: tl.constexpr):
-    """Add the gradients that prefixes have where they are left ones: `_put_lefts` backwards."""
-    hidden_ptr, cell_ptr = gradients
-    level, length, slot = lefts
-    slot = slot.to(tl.int64)
-    for below in range(1, level + 1):
-        appends = _appends(length, level - below)
-        slots, are_left = _left(number, member, below, appends, slot, batch)
-        here = inside & are_left[:, None]
-        at = slots[:, None] * SIZE + columns[None, :]
-        hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
-        cell += tl.load(cell_ptr + at, mask=here, other=0.0)
+        if BACK:
+            hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
+            cell += tl.load(cell_ptr + at, mask=here, other=0.0)
+        else:
+            tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
+            tl.store(cell_ptr + at, cell, mask=here)
         slot += 2 * appends * batch
     return hidden, cell
 
@@ -1096,14 +1083,14 @@ def _move_first(
     if BACK:
         hidden = tl.load(prefixes_ptr + prefix_at, mask=inside, other=0.0).to(tl.float32)
         cell = tl.zeros((ROWS, COLUMNS), tl.float32)
-        hidden, cell = _add_lefts(slots, hidden, cell, number, member, lefts, batch, columns, inside, SIZE)
+        hidden, cell = _at_lefts(slots, hidden, cell, number, member, lefts, batch, columns, inside, SIZE, BACK)
         tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=inside)
         tl.store(cell_ptr + at, cell, mask=inside)
     else:
         hidden = tl.load(hidden_ptr + at, mask=inside)
         tl.store(prefixes_ptr + prefix_at, hidden, mask=inside)
         cell = tl.load(cell_ptr + at, mask=inside)
-        _put_lefts(slots, hidden, cell, number, member, lefts, batch, columns, inside, SIZE)
+        _at_lefts(slots, hidden, cell, number, member, lefts, batch, columns, inside, SIZE, BACK)
 
 
 @triton.jit(do_not_specialize=[*VARYING, "from_base", "from_step", "from_row", "step"])
@@ -1487,8 +1474,8 @@ def _finish(
     else:
         tl.store(prefixes_ptr + out_at, hidden.to(prefixes_ptr.dtype.element_ty), mask=inside)
         first, level, length, left_slot = lefts
-        number, member = first + 2 * (rows // batch), rows % batch
-        _put_lefts(out, hidden, cell, number, member, (level, length, left_slot), batch, columns, inside, SIZE)
+        number, member, lefts = first + 2 * (rows // batch), rows % batch, (level, length, left_slot)
+        _at_lefts(out, hidden, cell, number, member, lefts, batch, columns, inside, SIZE, BACK=False)
     if block is not None:
         slots, here = _again(block, rights, batch, rows, inside)
         at = slots[:, None] * SIZE + columns[None, :]
@@ -1663,8 +1650,8 @@ def _backward(
             d_cell = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
             gradients, lefts = (hidden_gradient_ptr, cell_gradient_ptr), (level, length, left_slot)
             number, member = first + 2 * (rows // batch), rows % batch
-            d_hidden, d_cell = _add_lefts(
-                gradients, d_hidden, d_cell, number, member, lefts, batch, columns, inside, SIZE
+            d_hidden, d_cell = _at_lefts(
+                gradients, d_hidden, d_cell, number, member, lefts, batch, columns, inside, SIZE, BACK=True
             )
         if block is not None:
             again, here = _again(block, (start_slot, right_slot), batch, rows, inside)

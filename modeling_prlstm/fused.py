@@ -454,7 +454,7 @@ class Tree:
     def _append(self) -> Tensor:
         for step in self.layout.appends:
             self._merge(step)
-        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
+        return self._last_states()
 
     def _append_backward(self, gradient: Tensor) -> None:
         self._start_at(gradient)
@@ -467,6 +467,10 @@ class Tree:
 
     def _result(self, buffer: Tensor) -> Tensor:
         return buffer[self.layout.result : self.layout.result + self.layout.batch]
+
+    def _last_states(self) -> Tensor:
+        """The hidden states of the whole rows [B, H]."""
+        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
 
     def _start_at(self, gradient: Tensor) -> None:
         """Begin with the result's `gradient`."""
@@ -678,7 +682,7 @@ class EachTree(Tree):
             self.arithmetic.move(self.states, sources, step.slot)
             self._merge(step)
         self.arithmetic.move(self.states, prefix, self.layout.result)
-        return self.arithmetic.result(self._result(self.states[0]), self.like.dtype)
+        return self._last_states()
 
     def _plan(self) -> Tensor:
         """Find the slots of what the rows merge, and of what reads the results; gives those of the last ones [B]."""

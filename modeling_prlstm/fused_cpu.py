@@ -337,17 +337,11 @@ def _finish(
     g.tanh_()
     gates[:, 2 * size :].sigmoid_()
     after = _cell(i, g, forgets, cell)
-    for buffer in reversed(out):
-        if buffer is out[0]:
-            after.tanh_().mul_(o)
-        if prefixes is None:
-            _write(buffer, target, batch, after)
-        else:
-            _write_lefts(buffer, prefixes.lefts, batch, after)
-        if rights is not None:
-            _write_rights(buffer, rights, batch, after)
+    _put(out[1], target, batch, prefixes, rights, after)
+    hidden = after.tanh_().mul_(o)
+    _put(out[0], target, batch, prefixes, rights, hidden)
     if prefixes is not None:
-        _write(prefixes.hidden, target, batch, after)
+        _write(prefixes.hidden, target, batch, hidden)
 
 
 def _differentiate(
@@ -411,6 +405,18 @@ def _read(buffer: Tensor, target: Target, batch: int, like: Tensor) -> Tensor:
     for place, part in _places(buffer, target, batch, len(states)):
         states[part].view(place.shape).copy_(place)
     return states
+
+
+def _put(
+    buffer: Tensor, target: Target, batch: int, prefixes: Prefixes | None, rights: Rights | None, states: Tensor
+) -> None:
+    """Copy `states` [n, H] to all of their slots of `buffer` [slots, H]."""
+    if prefixes is None:
+        _write(buffer, target, batch, states)
+    else:
+        _write_lefts(buffer, prefixes.lefts, batch, states)
+    if rights is not None:
+        _write_rights(buffer, rights, batch, states)
 
 
 def _starts(first: int, lefts: Lefts, batch: int) -> Iterator[tuple[slice, Target, Lefts]]:

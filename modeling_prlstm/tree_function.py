@@ -54,14 +54,11 @@ class Composition(NamedTuple):
         """How many of the batch's rows have trees at a time."""
         if not self.checkpoint:
             return self.batch
-        least = max(1, CHECKPOINT_TOKENS // self.length)
-        spared = 0 if self.form == "every" or self.ids is None else repeated_levels(self.batch, self.length, self.ids)
-        rows = self.batch
-        for levels in range(spared, -1, -1):  # each table halves the merges; of fewer rows there may be fewer tables
-            rows = min(self.batch, max(least, self.batch // CHECKPOINT_PARTS << levels))
-            if levels == 0 or repeated_levels(rows, self.length, self.ids or 0) >= levels:
-                break
-        return rows
+        least, part = max(1, CHECKPOINT_TOKENS // self.length), self.batch // CHECKPOINT_PARTS
+        spared = 0 if self.form == "every" else self._tables(self.batch)
+        # Each table halves the merges; of fewer rows there may be fewer tables.
+        sizes = ((levels, min(self.batch, max(least, part << levels))) for levels in range(spared, -1, -1))
+        return next(rows for levels, rows in sizes if self._tables(rows) >= levels)
 
     @property
     def keeps(self) -> bool:
@@ -74,7 +71,10 @@ class Composition(NamedTuple):
     @property
     def tables(self) -> int:
         """How many levels are tables of repeated pairs."""
-        return 0 if self.ids is None else repeated_levels(self.rows, self.length, self.ids)
+        return self._tables(self.rows)
+
+    def _tables(self, rows: int) -> int:
+        return 0 if self.ids is None else repeated_levels(rows, self.length, self.ids)
 
     @property
     def in_parts(self) -> bool:

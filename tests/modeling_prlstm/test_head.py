@@ -101,6 +101,25 @@ def test_changed_heads(change):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_second_gpu(dropout):
+    """While the first one is current; dropout keeps head and tree out of graphs, which set the device for both."""
+    device = torch.device("cuda", 1)
+    ids = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(0)).to(device)
+    found = []
+    for backend in ("triton", "eager"):
+        model = model_of(backend, classifier_dropout=dropout).to(device)
+        for _ in range(3):
+            model.zero_grad()
+            torch.manual_seed(0)
+            output = model(ids, labels=torch.tensor([0, 1, 1], device=device))
+            output.loss.backward()
+        found.append([output.logits.detach(), *(part.grad for part in model.parameters())])
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_layers_of_a_tree_that_runs_eager(monkeypatch):
     """Second derivatives included: where a hook keeps the tree from its kernels, the head uses none either."""
     model, reference = model_of("auto"), model_of("eager")

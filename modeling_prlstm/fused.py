@@ -194,14 +194,14 @@ class Arithmetic(Protocol):
     def forward_by_ids(
         self,
         pairs: "Pairs",
-        bias: Tensor,
+        dtype: torch.dtype,
         gates: Tensor | None,
         out: Pair,
         target: Target,
         batch: int,
         rights: Rights | None = None,
     ) -> None:
-        """Compute the binary cell of `pairs`; the rest as in `forward`."""
+        """Compute the binary cell of `pairs`, of a model in `dtype`; the rest as in `forward`."""
 
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """How many sums `backward` makes of `count` rows, for a model in `dtype`."""
@@ -313,7 +313,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         ids: [B, 2m], rows of `cell`.
-        terms: what each id's state adds to the gates' sums [2, V, 5H], as the left one and as the right one.
+        terms: what each id's state adds to the gates' sums [2, V, 5H], as the left one and, without the bias, as the
+            right one.
         cell: [V, H], in float32 at least.
     """
 
@@ -406,6 +407,7 @@ class Tree:
             assert leaves.ids is not None
             hidden, sides = self.factors = self.arithmetic.factors(leaves.hidden, self.cells[0][0])
             terms = self.arithmetic.product(hidden.expand(2, -1, -1), sides.transpose(1, 2))
+            terms[0] += self.cells[0][1]
             self.pairs = Pairs(leaves.ids, terms, leaves.cell)
 
     def _some_leaves(self, leaves: Leaves, columns: slice | None, level: int) -> Leaves:
@@ -518,7 +520,7 @@ class Tree:
                 to, places = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges)
                 at_lefts = at_rights = None
             if state is None:
-                self.arithmetic.forward_by_ids(self._pairs_of(part), bias, gates, to, places, batch, at_rights)
+                self.arithmetic.forward_by_ids(self._pairs_of(part), bias.dtype, gates, to, places, batch, at_rights)
             else:
                 self.arithmetic.forward(state, weight, bias, gates, to, places, batch, at_lefts, at_rights)
             state = to[0], to[1][:, None]

@@ -199,7 +199,7 @@ class TorchArithmetic:
     def forward_by_ids(
         self,
         pairs: Pairs,
-        bias: Tensor,
+        dtype: torch.dtype,
         gates: Tensor | None,
         out: Pair,
         target: Target,
@@ -210,7 +210,7 @@ class TorchArithmetic:
         left, right = ids = _each_side(pairs)
         cell = _cells_of(pairs, ids)
         of_left, of_right = pairs.terms
-        sums = of_left.index_select(0, left).add_(of_right.index_select(0, right)).add_(bias)
+        sums = of_left.index_select(0, left).add_(of_right.index_select(0, right))
         gates = sums.to(cell.dtype) if gates is None else gates.copy_(sums)
         _finish(gates, cell, out, target, batch, None, rights)
 

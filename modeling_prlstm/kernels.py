@@ -82,6 +82,7 @@ class _Tile(NamedTuple):
     depth: int
     warps: int
     stages: int
+    registers: int | None = None  # of a thread; None: as many as the compiler takes
 
 
 class TritonArithmetic:
@@ -166,7 +167,7 @@ class TritonArithmetic:
         hidden = product.new_empty(*shape, width // 3, dtype=self.hidden_dtype(product.dtype))
         cell = torch.empty_like(hidden, dtype=torch.float32)
         grid, sizes = _tiles_of_states(hidden)
-        unit = _hidden_unit(hidden, product)
+        unit = _hidden_unit(hidden, product.dtype)
         _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], UNIT=unit, **sizes)
         return hidden, cell
 
@@ -281,13 +282,14 @@ class TritonArithmetic:
             KEEP=gates is not None,
             WHOLE=size % tile.columns == 0 and size % tile.depth == 0,
             DESCRIBED=described,
-            UNIT=_hidden_unit(hidden, bias),
+            UNIT=_hidden_unit(hidden, bias.dtype),
             WIDEN=INTERPRETED and hidden.dtype == torch.bfloat16,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
             DEPTH=tile.depth,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **({"maxnreg": tile.registers} if tile.registers else {}),
         )
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
@@ -310,7 +312,7 @@ class TritonArithmetic:
     def forward_by_ids(
         self,
         pairs: Pairs,
-        bias: Tensor,
+        dtype: torch.dtype,
         gates: Tensor | None,
         out: Pair,
         target: Target,
@@ -322,11 +324,11 @@ class TritonArithmetic:
         count, size = ids.numel() // 2, cell.shape[1]
         rows, columns = 4 if gates is None else 8, min(128, triton.next_power_of_2(size))  # 4 states a thread
         _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
-            *(ids, terms, cell, bias, gates, *out, *_of_rights(rights), *ids.stride(), len(cell), count, batch),
+            *(ids, terms, cell, gates, *out, *_of_rights(rights), *ids.stride(), len(cell), count, batch),
             *_in_pairs(target, batch, count),
             SIZE=size,
             KEEP=gates is not None,
-            UNIT=_hidden_unit(out[0], bias),
+            UNIT=_hidden_unit(out[0], dtype),
             ROWS=rows,
             COLUMNS=columns,
             num_warps=rows,
@@ -465,9 +467,9 @@ def _differentiate(
     )
 
 
-def _hidden_unit(hidden: Tensor, like: Tensor) -> float:
-    """That of `hidden` states, of a model with tensors `like` this one."""
-    return 1.0 if hidden.dtype == like.dtype else HIDDEN_UNIT
+def _hidden_unit(hidden: Tensor, dtype: torch.dtype) -> float:
+    """That of `hidden` states, of a model in `dtype`."""
+    return 1.0 if hidden.dtype == dtype else HIDDEN_UNIT
 
 
 def _weight_gradient(values: Tensor, units: Tensor, inputs: Tensor, weight_units: Tensor) -> Tensor:
@@ -506,7 +508,7 @@ def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype, descri
     if size < 64:
         return _Tile(32, 16, 16, 4, 2)
     if described:
-        return _Tile(128, 32, 64, 4 if states == 2 else 8, 3)
+        return _Tile(128, 32, 64, 4, 3) if states == 2 else _Tile(128, 32, 64, 8, 3, registers=128)
     if count >= MANY_ROWS:
         return _Tile(128, 32, 32, 4 if states == 2 else 8, 4)
     if count >= 384:
@@ -746,30 +748,40 @@ def _survey(
 @triton.jit
 def _slots(rows, batch, paired, base, pair, side, row, odd, odd_row):
     """The slots of the results `rows` (`layout.Target`), as int64: times H they may pass 2**31."""
-    merge = (rows // batch).to(tl.int64)
+    merge = rows // batch
     member = (rows % batch).to(tl.int64)
-    return tl.where(merge < paired, base + merge // 2 * pair + merge % 2 * side + member * row, odd + member * odd_row)
+    in_pair = base + (merge >> 1).to(tl.int64) * pair + (merge & 1).to(tl.int64) * side + member * row
+    return tl.where(merge < paired, in_pair, odd + member * odd_row)
 
 
 @triton.jit
-def _sigmoid(x):
-    """As exact as Triton's own but for numbers below 2**-126, for which that has three times as many instructions."""
+def _sigmoid(x, TIMES: tl.constexpr = 1):
+    """Of TIMES `x`; as exact as Triton's own but for numbers below 2**-126, which cost thrice the instructions."""
     if PTX:
+        power = x * (-1.4426950408889634 * TIMES)
         power = tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [power], dtype=tl.float32, is_pure=True, pack=1
         )
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1 + power], dtype=tl.float32, is_pure=True, pack=1
         )
-    return tl.sigmoid(x)
+    return tl.sigmoid(TIMES * x)
 
 
 @triton.jit
-def _tanh(x):
-    """By its series where the formula with the exponential loses the digits of a small result."""
-    square = x * x
-    series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
-    return tl.where(square < 0.04, series, 2 * _sigmoid(2 * x) - 1)
+def _tanh(x, EXACT: tl.constexpr):
+    """By its series where the formula with the exponential loses the digits of a small result.
+
+    Not EXACT: to 2e-5 of the result, a twentieth of what float16 rounds.
+    """
+    if EXACT:
+        square = x * x
+        small = square < 0.04
+        series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+    else:
+        small = tl.abs(x) < 0.006
+        series = x
+    return tl.where(small, series, 2 * _sigmoid(x, 2) - 1)
 
 
 @triton.jit
@@ -862,10 +874,10 @@ def _leaf(
     inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
     at = rows[:, None] * (3 * SIZE) + columns[None, :]
     i = _sigmoid(tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32))
-    g = _tanh(tl.load(product_ptr + at + SIZE, mask=inside, other=0.0).to(tl.float32))
+    g = _tanh(tl.load(product_ptr + at + SIZE, mask=inside, other=0.0).to(tl.float32), EXACT=True)
     o = _sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
     cell = i * g
-    hidden = o * _tanh(cell) / UNIT
+    hidden = o * _tanh(cell, EXACT=True) / UNIT
     at = rows[:, None] * SIZE + columns[None, :]
     tl.store(cell_ptr + at, cell, mask=inside)
     tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=inside)
@@ -889,9 +901,9 @@ def _leaf_backward(
     gates_at = rows[:, None] * (3 * SIZE) + columns[None, :]
     at = rows[:, None] * SIZE + columns[None, :]
     i = _sigmoid(tl.load(product_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
-    g = _tanh(tl.load(product_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32))
+    g = _tanh(tl.load(product_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32), EXACT=True)
     o = _sigmoid(tl.load(product_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
-    activated = _tanh(i * g)
+    activated = _tanh(i * g, EXACT=True)
     d_hidden = tl.load(hidden_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
     d_cell = tl.load(cell_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
     d_cell += d_hidden * o * (1 - activated * activated)
@@ -1293,11 +1305,6 @@ def _sum_sorted(
     tl.store(sums_ptr + at, tl.sum(total, 0) + in_windows, mask=columns < SIZE)
 
 
-@triton.jit
-def _bias(at, in_columns):
-    return tl.load(at, mask=in_columns[None, :], other=0.0).to(tl.float32)
-
-
 @triton.jit(do_not_specialize=VARYING)
 def _forward(
     hidden_ptr,  # [count, STATES * SIZE], in UNIT
@@ -1348,15 +1355,30 @@ def _forward(
     depth = tl.arange(0, DEPTH)
     in_rows = rows < count
     in_columns = columns < SIZE
+    places = batch, paired, base, pair, side, row, odd, odd_row
+    slots = None
+    if STATES == 1:  # here, where the operands are waited for; a binary cell has no registers to keep them
+        slots = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)
 
-    # The gates i, g, o, f_1 side by side are one product: a wide one reads the states once.
-    four = tl.zeros((ROWS, 4 * COLUMNS), tl.float32)
-    right = tl.zeros((ROWS, COLUMNS), tl.float32)
+    # The gates i, g, o, f_1 side by side are one product: a wide one reads the states once. It starts with the bias,
+    # which comes while the operands are waited for.
     abreast = tl.arange(0, 4 * COLUMNS)
     column = first_column + abreast % COLUMNS
+    in_four = column < SIZE
+    own = abreast // COLUMNS * SIZE + column
+    four_bias = tl.load(bias_ptr + own, mask=in_four, other=0.0).to(tl.float32)
+    if units_ptr is not None:
+        four_bias /= tl.load(units_ptr + own, mask=in_four, other=1.0) * UNIT
+    four = tl.zeros((ROWS, 4 * COLUMNS), tl.float32) + four_bias[None, :]
+    right = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if STATES == 2:
+        right_bias = tl.load(bias_ptr + 4 * SIZE + columns, mask=in_columns, other=0.0).to(tl.float32)
+        if units_ptr is not None:
+            right_bias /= tl.load(units_ptr + 4 * SIZE + columns, mask=in_columns, other=1.0) * UNIT
+        right += right_bias[None, :]
     if not DESCRIBED:
         hidden_at = hidden_ptr + rows.to(tl.int64)[:, None] * inputs + depth[None, :]
-        four_at = weight_ptr + (abreast // COLUMNS * SIZE + column)[None, :] * inputs + depth[:, None]
+        four_at = weight_ptr + own[None, :] * inputs + depth[:, None]
         right_at = weight_ptr + (4 * SIZE + columns)[None, :] * inputs + depth[:, None]
     for start in range(0, inputs, DEPTH):
         if DESCRIBED:
@@ -1372,15 +1394,14 @@ def _forward(
         else:
             in_depth = depth + start < inputs
             x = tl.load(hidden_at + start, mask=in_rows[:, None] & in_depth[None, :], other=0.0)
-            w_four = tl.load(four_at + start, mask=in_depth[:, None] & (column < SIZE)[None, :], other=0.0)
+            w_four = tl.load(four_at + start, mask=in_depth[:, None] & in_four[None, :], other=0.0)
             if STATES == 2:
                 w_right = tl.load(right_at + start, mask=in_depth[:, None] & in_columns[None, :], other=0.0)
         four = multiply(x, w_four, four, WIDEN)
         if STATES == 2:
             right = multiply(x, w_right, right, WIDEN)
     if units_ptr is not None:
-        units = tl.load(units_ptr + abreast // COLUMNS * SIZE + column, mask=column < SIZE, other=0.0)
-        four *= (units * UNIT)[None, :]
+        four *= (tl.load(units_ptr + own, mask=in_four, other=0.0) * UNIT)[None, :]
         if STATES == 2:
             right *= (tl.load(units_ptr + 4 * SIZE + columns, mask=in_columns, other=0.0) * UNIT)[None, :]
     i_and_o, g_and_left = tl.permute(tl.reshape(four, (ROWS, 2, 2, COLUMNS)), (0, 3, 1, 2)).split()
@@ -1390,14 +1411,12 @@ def _forward(
     inside = in_rows[:, None] & in_columns[None, :]
     cell_at = cell_ptr + rows.to(tl.int64)[:, None] * inputs + columns[None, :]
     sums = i, g, o, left, right
-    places = batch, paired, base, pair, side, row, odd, odd_row
     out = hidden_out_ptr, cell_out_ptr
     lefts = first, level, length, left_slot
     _finish(
         sums,
         cell_at,
         cell_at + SIZE,
-        bias_ptr,
         gates_ptr,
         out,
         prefixes_ptr,
@@ -1407,8 +1426,8 @@ def _forward(
         rows,
         columns,
         inside,
-        in_columns,
         places,
+        slots,
         SIZE,
         STATES,
         KEEP,
@@ -1421,7 +1440,6 @@ def _finish(
     sums,
     left_cell_at,
     right_cell_at,
-    bias_ptr,
     gates_ptr,
     out,
     prefixes_ptr,
@@ -1431,44 +1449,46 @@ def _finish(
     rows,
     columns,
     inside,
-    in_columns,
     places,
+    slots,
     SIZE: tl.constexpr,
     STATES: tl.constexpr,
     KEEP: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    """The rest of a cell, of its gates' `sums` without the bias."""
+    """The rest of a cell, of its gates' `sums`."""
     i, g, o, left, right = sums
     hidden_out_ptr, cell_out_ptr = out
     batch, paired, base, pair, side, row, odd, odd_row = places
-    bias_at = bias_ptr + columns[None, :]
+    exact: tl.constexpr = hidden_out_ptr.dtype.element_ty == tl.float32
     if KEEP:
         dtype = gates_ptr.dtype.element_ty
         gates_at = gates_ptr + rows.to(tl.int64)[:, None] * ((3 + STATES) * SIZE) + columns[None, :]
     # In this order the registers suffice; in others some are spilled.
-    left = _sigmoid(left + _bias(bias_at + 3 * SIZE, in_columns))
+    left = _sigmoid(left)
     if KEEP:
         tl.store(gates_at + 3 * SIZE, left.to(dtype), mask=inside)
     cell = left * tl.load(left_cell_at, mask=inside, other=0.0)
     if STATES == 2:
-        right = _sigmoid(right + _bias(bias_at + 4 * SIZE, in_columns))
+        right = _sigmoid(right)
         if KEEP:
             tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
         cell += right * tl.load(right_cell_at, mask=inside, other=0.0)
-    i = _sigmoid(i + _bias(bias_at, in_columns))
-    g = _tanh(g + _bias(bias_at + SIZE, in_columns))
+    i = _sigmoid(i)
+    g = _tanh(g, exact)
     if KEEP:
         tl.store(gates_at, i.to(dtype), mask=inside)
         tl.store(gates_at + SIZE, g.to(dtype), mask=inside)
     cell += i * g
-    o = _sigmoid(o + _bias(bias_at + 2 * SIZE, in_columns))
+    o = _sigmoid(o)
     if KEEP:
         tl.store(gates_at + 2 * SIZE, o.to(dtype), mask=inside)
-    out_at = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)[:, None] * SIZE + columns[None, :]
+    if slots is None:
+        slots = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)
+    out_at = slots[:, None] * SIZE + columns[None, :]
     if prefixes_ptr is None:
         tl.store(cell_out_ptr + out_at, cell, mask=inside)
-    hidden = o * _tanh(cell) / UNIT
+    hidden = o * _tanh(cell, exact) / UNIT
     if prefixes_ptr is None:
         tl.store(hidden_out_ptr + out_at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=inside)
     else:
@@ -1486,9 +1506,8 @@ def _finish(
 @triton.jit(do_not_specialize=VARYING)
 def _forward_by_ids(
     ids_ptr,  # [batch, 2 * merges]
-    terms_ptr,  # [2, known, 5 * SIZE], float32
+    terms_ptr,  # [2, known, 5 * SIZE], float32, with the bias in the left ones
     cell_ptr,  # [known, SIZE], float32
-    bias_ptr,  # [5 * SIZE]
     gates_ptr,  # [count, 5 * SIZE], their values; unused unless KEEP
     hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
@@ -1537,7 +1556,6 @@ def _forward_by_ids(
         sums,
         left_cell_at,
         right_cell_at,
-        bias_ptr,
         gates_ptr,
         out,
         None,
@@ -1547,8 +1565,8 @@ def _forward_by_ids(
         rows,
         columns,
         inside,
-        in_columns,
         places,
+        None,
         SIZE,
         2,
         KEEP,
@@ -1641,7 +1659,7 @@ def _backward(
             right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
             right_cell = tl.load(right_cell_at, mask=inside, other=0.0)
             cell += right * right_cell
-        activated = _tanh(cell)
+        activated = _tanh(cell, EXACT=slopes_ptr.dtype.element_ty == tl.float32)
         if prefixes_ptr is None:
             d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
             d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)

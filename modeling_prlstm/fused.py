@@ -195,7 +195,6 @@ class Arithmetic(Protocol):
         self,
         pairs: "Pairs",
         dtype: torch.dtype,
-        gates: Tensor | None,
         out: Pair,
         target: Target,
         batch: int,
@@ -246,29 +245,20 @@ class Arithmetic(Protocol):
         gradient: Pair,
         target: Target,
         batch: int,
-        gates: Tensor,
         pairs: "Pairs",
-        slopes: InUnits,
-        sums: Tensor,
-        of_cell: Tensor,
+        into: Pair,
         rights: Rights | None = None,
     ) -> None:
-        """Differentiate the binary cell of `pairs`.
+        """Differentiate the binary cell of `pairs`, whose gates it computes again: that costs less than to keep them.
 
         Args:
             gradient: as in `backward`.
             target: as in `backward`.
             batch: as in `backward`.
-            gates: as in `backward`.
             pairs: see `Pairs`.
-            slopes: as in `backward`, but not in the units of a weight.
-            sums: as in `backward`.
-            of_cell: takes the gradient of the cell states [n, 2, H].
+            into: the gradients of the pairs' terms [2, V, 5H] and cell states [V, H], to which these are added.
             rights: as in `backward`.
         """
-
-    def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: "Pairs") -> Pair:
-        """The gradients of `pairs`' terms [2, V, 5H] and cell states [V, H], of what `backward_by_ids` left."""
 
     def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
         """The gradient [(3 + F) * H, F * H] of a cell's `weight`, of the hidden states [n, F * H] that it read."""
@@ -365,6 +355,8 @@ class Tree:
         self.parts = {step: [*step.split(rows)] for step in steps}
         self.widest = max((part.rows for parts in self.parts.values() for part in parts), default=0)
         self.states = self._states(layout.slots, self.hidden_dtype)
+        # The first rows, merged by ids, have no gates of the binary cell kept.
+        self.without_gates = layout.by_ids.rows if keep and layout.by_ids is not None else 0
         self.kept = self._make_kept(layout.rows if keep else self.widest, gates=keep)
 
     def forward(self, leaves: Leaves) -> Tensor:
@@ -436,12 +428,12 @@ class Tree:
         return gradients
 
     factors: Pair  # of the pairs' terms: the ids' hidden states and the weight by sides
-    of_pairs: Pair | None  # the gradients of the pairs' terms and cell states
+    of_pairs: Pair  # the gradients of the pairs' terms and cell states
 
     def _pairs_backward(self) -> Pair:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
-        assert self.of_pairs is not None
-        (of_terms, of_cell), self.of_pairs = self.of_pairs, None
+        of_terms, of_cell = self.of_pairs
+        self.of_bias = of_terms[0].sum(0)
         hidden, sides = self.factors
         of_terms = of_terms.to(hidden.dtype)
         of_weight = self.arithmetic.product(of_terms.transpose(1, 2), hidden.expand(2, -1, -1))
@@ -511,8 +503,6 @@ class Tree:
         if part.slot is not None:
             state = self._inputs(self.states, part.slot, part.rows)
         for number, (weight, bias) in enumerate(self.cells):
-            gates = kept.gates[number]
-            gates = None if gates is None else gates[rows]
             to: Pair = out
             places, at_lefts, at_rights = target, prefixes, rights
             if number < len(self.cells) - 1:
@@ -520,10 +510,17 @@ class Tree:
                 to, places = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges)
                 at_lefts = at_rights = None
             if state is None:
-                self.arithmetic.forward_by_ids(self._pairs_of(part), bias.dtype, gates, to, places, batch, at_rights)
+                self.arithmetic.forward_by_ids(self._pairs_of(part), bias.dtype, to, places, batch, at_rights)
             else:
+                gates = kept.gates[number]
+                gates = None if gates is None else gates[self._with_gates(number, rows)]
                 self.arithmetic.forward(state, weight, bias, gates, to, places, batch, at_lefts, at_rights)
             state = to[0], to[1][:, None]
+
+    def _with_gates(self, number: int, rows: slice) -> slice:
+        """Where the gates of a cell, and their slopes, have the `rows` of what is kept."""
+        without = 0 if number else self.without_gates
+        return slice(rows.start - without, rows.stop - without)
 
     def _pairs_of(self, part: Step) -> Pairs:
         """What `part`, of the step that merges by ids, merges."""
@@ -539,8 +536,6 @@ class Tree:
                 in_order = Target.evenly(0, part.batch, part.merges)
                 self._run_cells(part, self.again, first, self.unused, in_order)
             self._cells_backward(part, self.kept if self.keep else self.again, first)
-        if self.keep and step.slot is None:
-            self._gather_pairs(step, step.first)
 
     def _cells_backward(self, part: Step, kept: _Kept, first: int) -> None:
         batch, count = part.batch, part.rows
@@ -548,45 +543,27 @@ class Tree:
         gradient, target = self.gradients, part.target
         prefixes, rights = self._prefixes_of(part, self.of_prefixes), part.rights
         for number in reversed(range(len(self.cells))):
-            gates = kept.gates[number]
-            assert gates is not None
-            sums = self._room_for_sums(number, self.arithmetic.sums(count, self.like.dtype))
-            weight, slopes = self.cells[number][0], self.slopes[number].at(rows)
             into: Pair
             if number:
                 cell = kept.between[number - 1][1][rows, None]
                 into = self.between_gradients[(number - 1) % 2][:count], cell
             elif part.slot is None:
-                of_cell = self.of_pairs_cells[rows]
-                pairs = self._pairs_of(part)
-                self.arithmetic.backward_by_ids(
-                    gradient, target, batch, gates[rows], pairs, slopes, sums, of_cell, rights
-                )
+                self.arithmetic.backward_by_ids(gradient, target, batch, self._pairs_of(part), self.of_pairs, rights)
                 break
             else:
                 cell = self._inputs(self.states, part.slot, count)[1]
                 into = self._inputs(self.gradients, part.slot, count)
+            gates, with_gates = kept.gates[number], self._with_gates(number, rows)
+            assert gates is not None
+            sums = self._room_for_sums(number, self.arithmetic.sums(count, self.like.dtype))
+            weight, slopes = self.cells[number][0], self.slopes[number].at(with_gates)
             self.arithmetic.backward(
-                gradient, target, batch, gates[rows], cell, weight, slopes, sums, into, prefixes, rights
+                gradient, target, batch, gates[with_gates], cell, weight, slopes, sums, into, prefixes, rights
             )
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
             prefixes = rights = None
         if not self.keep:  # what the next part computes again goes to the same buffers
             self._multiply_slopes(kept, part.slot, first, count)
-            if part.slot is None:
-                self._gather_pairs(part, first)
-
-    of_pairs_cells: Tensor  # of each row [n, 2, H]
-
-    def _gather_pairs(self, part: Step, first: int) -> None:
-        """Add to the gradients of the pairs' terms and cell states those of `part`, whose rows begin at `first`."""
-        rows = slice(first, first + part.rows)
-        found = self.arithmetic.gather_pairs(self.slopes[0].at(rows), self.of_pairs_cells[rows], self._pairs_of(part))
-        if self.of_pairs is None:
-            self.of_pairs = found
-        else:
-            for total, more in zip(self.of_pairs, found, strict=True):
-                total.add_(more)
 
     def _room_for_sums(self, number: int, count: int) -> Tensor:
         """The place for `count` more sums of a cell's slopes; where there is none, those before become one."""
@@ -608,7 +585,7 @@ class Tree:
         inputs += [hidden[first:end] for hidden, _ in kept.between]
         numbers = range(len(self.cells) - len(inputs), len(self.cells))
         for number, part in zip(numbers, inputs, strict=True):
-            slopes = self.slopes[number].at(slice(end - len(part), end))
+            slopes = self.slopes[number].at(self._with_gates(number, slice(end - len(part), end)))
             gradient = self.arithmetic.weight_gradient(slopes, part, self.cells[number][0])
             before = self.weight_gradients[number]
             # A sum of many parts in less than float32 would lose digits.
@@ -627,9 +604,13 @@ class Tree:
         return self.like.new_empty(shape, dtype=hidden_dtype), self.like.new_empty(shape, dtype=self.wide)
 
     def _make_kept(self, rows: int, gates: bool) -> _Kept:
-        gates_dtype = self.arithmetic.gates_dtype(self.like.dtype)
+        dtype = self.arithmetic.gates_dtype(self.like.dtype)
+        with_gates = [rows - self.without_gates, *(rows for _ in self.cells[1:])]
         return _Kept(
-            [self.like.new_empty(rows, len(bias), dtype=gates_dtype) if gates else None for _, bias in self.cells],
+            [
+                self.like.new_empty(count, len(bias), dtype=dtype) if gates else None
+                for count, (_, bias) in zip(with_gates, self.cells, strict=True)
+            ],
             [self._states(rows, self.hidden_dtype) for _ in self.cells[1:]],
         )
 
@@ -646,10 +627,8 @@ class Tree:
         gates = self.kept.gates if self.keep else self.again.gates
         self.slopes = [self.arithmetic.slopes(part, self.like.dtype) for part in gates if part is not None]
         self.weight_gradients: list[Tensor | None] = [None for _ in self.cells]
-        self.of_pairs = None
         if layout.by_ids is not None:
-            count = layout.by_ids.rows if self.keep else self.widest
-            self.of_pairs_cells = cell.new_empty(count, 2, self.size)
+            self.of_pairs = torch.zeros_like(self.pairs.terms), torch.zeros_like(self.pairs.cell)
         parts = [part for parts in self.parts.values() for part in parts]
         counts = [self.arithmetic.sums(part.rows, self.like.dtype) for part in parts]
         count = min(sum(counts), max(SUMS, 1 + max(counts, default=0)))
@@ -662,11 +641,15 @@ class Tree:
         if self.layout.by_ids is not None:
             before = self.weight_gradients[0]
             self.weight_gradients[0] = self.of_weight if before is None else self.of_weight.add_(before)
+        of_biases = [
+            self.arithmetic.total(sums[:count]) for sums, count in zip(self.bias_sums, self.summed, strict=True)
+        ]
+        if self.layout.by_ids is not None:
+            of_biases[0] += self.of_bias
         gradients = []
-        parts = zip(self.weight_gradients, self.bias_sums, self.summed, self.cells, strict=True)
-        for found, sums, count, (weight, bias) in parts:
+        for found, of_bias, (weight, bias) in zip(self.weight_gradients, of_biases, self.cells, strict=True):
             of_weight = torch.zeros_like(weight.values) if found is None else found
-            gradients += [of_weight.to(bias.dtype), self.arithmetic.total(sums[:count]).to(bias.dtype)]
+            gradients += [of_weight.to(bias.dtype), of_bias.to(bias.dtype)]
         return gradients
 
 

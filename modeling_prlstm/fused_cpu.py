@@ -181,6 +181,7 @@ class TorchArithmetic:
             gates = product.to(cell.dtype) if gates is None else gates.copy_(product)
         else:
             torch.addmm(bias, hidden, weight.values.t(), out=gates)
+        _activate(gates, cell.shape[-1])
         _finish(gates, cell, out, target, batch, prefixes, rights)
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
@@ -200,19 +201,15 @@ class TorchArithmetic:
         self,
         pairs: Pairs,
         dtype: torch.dtype,
-        gates: Tensor | None,
         out: Pair,
         target: Target,
         batch: int,
         rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        left, right = ids = _each_side(pairs)
+        ids = _each_side(pairs)
         cell = _cells_of(pairs, ids)
-        of_left, of_right = pairs.terms
-        sums = of_left.index_select(0, left).add_(of_right.index_select(0, right))
-        gates = sums.to(cell.dtype) if gates is None else gates.copy_(sums)
-        _finish(gates, cell, out, target, batch, None, rights)
+        _finish(_gates_of(pairs, ids), cell, out, target, batch, None, rights)
 
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
@@ -237,7 +234,10 @@ class TorchArithmetic:
         rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, cell, slopes, sums, into[1], prefixes, rights)
+        _differentiate(gradient, target, batch, gates, cell, into[1], prefixes, rights)
+        if slopes.values.dtype != gates.dtype:
+            slopes.values.copy_(gates)
+        torch.sum(gates, 0, keepdim=True, out=sums)
         torch.mm(slopes.values, weight.values, out=into[0])
 
     def backward_by_ids(
@@ -245,24 +245,17 @@ class TorchArithmetic:
         gradient: Pair,
         target: Target,
         batch: int,
-        gates: Tensor,
         pairs: Pairs,
-        slopes: InUnits,
-        sums: Tensor,
-        of_cell: Tensor,
+        into: Pair,
         rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        cell = _cells_of(pairs, _each_side(pairs))
-        _differentiate(gradient, target, batch, gates, cell, slopes, sums, of_cell, None, rights)
-
-    def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
-        """See `Arithmetic`."""
-        ids, count = _each_side(pairs), len(pairs.cell)
-        values = slopes.values.to(of_cell.dtype)
-        of_terms = torch.stack([_sum_by_id(values, side, count) for side in ids])
-        left, right = (_sum_by_id(part, side, count) for part, side in zip(of_cell.unbind(1), ids, strict=True))
-        return of_terms, left + right
+        ids = _each_side(pairs)
+        cell, gates = _cells_of(pairs, ids), _gates_of(pairs, ids)
+        _differentiate(gradient, target, batch, gates, cell, cell, None, rights)
+        for side, of_terms, of_cell in zip(ids, into[0], cell.unbind(1), strict=True):
+            _add_by_id(of_terms, gates, side)
+            _add_by_id(into[1], of_cell, side)
 
     def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
         """See `Arithmetic`."""
@@ -294,6 +287,14 @@ def _sum_by_id(gradients: Tensor, ids: Tensor, count: int) -> Tensor:
     return one_hot.to(gradients.dtype) @ gradients
 
 
+def _add_by_id(total: Tensor, values: Tensor, ids: Tensor) -> None:
+    """Add the sums of the `values` [n, W] of equal `ids` [n] to `total` [V, W], in an order that does not change."""
+    if ids.device.type == "cpu":
+        total.scatter_add_(0, ids.long()[:, None].expand_as(values), values)
+    else:
+        total.add_(_sum_by_id(values, ids, len(total)))
+
+
 def _leaf_slots(buffer: Tensor, target: Target, shape: tuple[int, int]) -> list[tuple[Tensor, slice]]:
     """The slots of leaves of `shape` (B, T) as views [m, B, n, H] of `buffer`, each with the m * n positions in it."""
     batch, length = shape
@@ -321,6 +322,20 @@ def _cells_of(pairs: Pairs, ids: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([pairs.cell.index_select(0, side) for side in ids], dim=1)
 
 
+def _gates_of(pairs: Pairs, ids: tuple[Tensor, Tensor]) -> Tensor:
+    """Their gates' values [n, 5H], of the `ids` of each side."""
+    left, right = (terms.index_select(0, side) for terms, side in zip(pairs.terms, ids, strict=True))
+    return _activate(left.add_(right), pairs.cell.shape[1])
+
+
+def _activate(gates: Tensor, size: int) -> Tensor:
+    """Replace the gates' sums [n, (3 + F) * H] by their values; gives them."""
+    gates[:, :size].sigmoid_()
+    gates[:, size : 2 * size].tanh_()
+    gates[:, 2 * size :].sigmoid_()
+    return gates
+
+
 def _finish(
     gates: Tensor,
     cell: Tensor,
@@ -330,12 +345,8 @@ def _finish(
     prefixes: Prefixes | None,
     rights: Rights | None,
 ) -> None:
-    """The rest of a cell, of its `gates`' sums [n, (3 + F) * H], which their values replace."""
-    size = cell.shape[-1]
-    i, g, o, *forgets = gates.split(size, dim=1)
-    i.sigmoid_()
-    g.tanh_()
-    gates[:, 2 * size :].sigmoid_()
+    """The rest of a cell, of its `gates`' values [n, (3 + F) * H]."""
+    i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
     after = _cell(i, g, forgets, cell)
     _put(out[1], target, batch, prefixes, rights, after)
     hidden = after.tanh_().mul_(o)
@@ -350,13 +361,11 @@ def _differentiate(
     batch: int,
     gates: Tensor,
     cell: Tensor,
-    slopes: InUnits,
-    sums: Tensor,
     of_cell: Tensor,
     prefixes: Prefixes | None,
     rights: Rights | None,
 ) -> None:
-    """The slopes, and the gradient of the cell states before; as in `Arithmetic.backward`."""
+    """The slopes, which replace the gates' values, and the gradient of the cell states before, as `backward` does."""
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
     if prefixes is None:
         d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
@@ -380,9 +389,6 @@ def _differentiate(
         torch.mul(d_cell, before, out=product)  # first, as its gradient may take its place
         torch.mul(d_cell, forget, out=d_before)
         _sigmoid_backward.grad_input(product, forget, grad_input=forget)
-    if slopes.values.dtype != gates.dtype:
-        slopes.values.copy_(gates)
-    torch.sum(gates, 0, keepdim=True, out=sums)
 
 
 def _cell(i: Tensor, g: Tensor, forgets: list[Tensor], before: Tensor) -> Tensor:

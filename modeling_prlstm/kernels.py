@@ -54,6 +54,9 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 # windows of this many tokens in that order are summed apart where they have one id, so that no program has many more.
 ONE_HOT_IDS, WINDOW = 128, 1024
 
+# The same of tokens that were merged by their ids, of each of which there is more to do.
+PAIRS_WINDOW = 128
+
 # From so many rows on, tiles are large.
 MANY_ROWS = 4096
 
@@ -313,7 +316,6 @@ class TritonArithmetic:
         self,
         pairs: Pairs,
         dtype: torch.dtype,
-        gates: Tensor | None,
         out: Pair,
         target: Target,
         batch: int,
@@ -322,12 +324,11 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         count, size = ids.numel() // 2, cell.shape[1]
-        rows, columns = 4 if gates is None else 8, min(128, triton.next_power_of_2(size))  # 4 states a thread
+        rows, columns = 4, min(128, triton.next_power_of_2(size))  # 4 states a thread
         _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
-            *(ids, terms, cell, gates, *out, *_of_rights(rights), *ids.stride(), len(cell), count, batch),
+            *(ids, terms, cell, *out, *_of_rights(rights), *ids.stride(), len(cell), count, batch),
             *_in_pairs(target, batch, count),
             SIZE=size,
-            KEEP=gates is not None,
             UNIT=_hidden_unit(out[0], dtype),
             ROWS=rows,
             COLUMNS=columns,
@@ -357,8 +358,7 @@ class TritonArithmetic:
         rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        places = target, batch, prefixes, rights
-        _differentiate(gradient, *places, gates, cell, None, weight.units, slopes, sums, into[1])
+        _differentiate(gradient, target, batch, prefixes, rights, gates, cell, weight.units, slopes, sums, into[1])
         if slopes.units is not None:
             self._multiply(slopes, weight.values, into[0])
         else:
@@ -369,26 +369,24 @@ class TritonArithmetic:
         gradient: Pair,
         target: Target,
         batch: int,
-        gates: Tensor,
         pairs: Pairs,
-        slopes: InUnits,
-        sums: Tensor,
-        of_cell: Tensor,
+        into: Pair,
         rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        places = target, batch, None, rights
-        _differentiate(gradient, *places, gates, pairs.cell, pairs.ids, None, slopes, sums, of_cell)
-
-    def gather_pairs(self, slopes: InUnits, of_cell: Tensor, pairs: Pairs) -> Pair:
-        """See `Arithmetic`."""
-        count, size = pairs.cell.shape
-        batch = len(pairs.ids)
-        ordered = _sort_by_id(pairs.ids, count, sides=2)
-        of_both, of_each = (Target(0, step * batch, step - 1, step, 0, 0) for step in (1, 2))  # rows, and cell states
-        of_terms = _sum_sorted_rows(slopes, ordered, of_both, batch)
-        of_cells = _sum_sorted_rows(InUnits(of_cell.view(-1, size), None), ordered, of_each, batch)
-        return of_terms.view(2, count, -1), of_cells.view(2, count, size).sum(0)
+        ids, terms, cell = pairs
+        (known, size), tokens = cell.shape, ids.numel()
+        order, keys, starts = _sort_by_id(ids, known, sides=2)
+        columns, windows = min(128, triton.next_power_of_2(size)), tokens // PAIRS_WINDOW
+        of_windows = cell.new_empty(windows, 6 * size)
+        read = *gradient, *_of_rights(rights), ids, terms, cell, order
+        places = *ids.stride(), known, batch, *_in_pairs(target, batch, tokens // 2)
+        exact = self.hidden_dtype(gradient[0].dtype) == torch.float32
+        sizes = {"WINDOW": PAIRS_WINDOW, "SIZE": size, "EXACT": exact}
+        sizes |= {"ROWS": 4, "COLUMNS": columns, "num_warps": 4}  # 4 states a thread
+        if windows:
+            _pairs_of_windows[windows, triton.cdiv(size, columns)](*read, keys, of_windows, *places, **sizes)
+        _pairs_of_ids[known, triton.cdiv(size, columns)](*read, starts, of_windows, *into, *places, **sizes)
 
     def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor) -> None:
         """Write `slopes` times `weight` to `into`."""
@@ -433,13 +431,12 @@ def _differentiate(
     rights: Rights | None,
     gates: Tensor,
     cell: Tensor,
-    ids: Tensor | None,
     weight_units: Tensor | None,
     slopes: InUnits,
     sums: Tensor,
     of_cell: Tensor,
 ) -> None:
-    """The slopes and the gradient of the cell states before; as in `Arithmetic.backward`, or its `backward_by_ids`."""
+    """The slopes and the gradient of the cell states before; as in `Arithmetic.backward`."""
     count, states, size = of_cell.shape
     in_units = slopes.units is not None
     rows = _backward_rows(count, in_units)
@@ -452,11 +449,7 @@ def _differentiate(
         warps = max(1, min(16, at_once * columns // (256 if many else 128)))
     _backward[(len(sums) * triton.cdiv(size, columns),)](
         *(*gradient, *_of_prefixes(prefixes), *_of_rights(rights)),
-        *(gates, cell, ids, weight_units, *slopes, of_cell, sums),
-        *((0, 0) if ids is None else ids.stride()),
-        len(cell),
-        count,
-        batch,
+        *(gates, cell, weight_units, *slopes, of_cell, sums, count, batch),
         *_in_pairs(target, batch, count),
         SIZE=size,
         STATES=states,
@@ -621,7 +614,7 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int, precision:
 def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
     """As `_sum_few`: the tokens of an id are brought together by sorting."""
     ordered = _sort_by_id(ids, count)
-    return torch.stack([_sum_sorted_rows(InUnits(part, None), ordered, target, len(ids)) for part in gradient])
+    return torch.stack([_sum_sorted_rows(part, ordered, target, len(ids)) for part in gradient])
 
 
 class _Ordered(NamedTuple):
@@ -654,17 +647,17 @@ def _sort_by_id(ids: Tensor, known: int, sides: int = 1) -> _Ordered:
     return _Ordered(order, keys, starts)
 
 
-def _sum_sorted_rows(rows: InUnits, ordered: _Ordered, target: Target, batch: int) -> Tensor:
+def _sum_sorted_rows(rows: Tensor, ordered: _Ordered, target: Target, batch: int) -> Tensor:
     """The sums [V, W] of the `rows` [n, W] at the `target` of the tokens of each of V keys."""
     order, keys, starts = ordered
-    count, windows, width = len(starts) - 1, len(order) // WINDOW, rows.values.shape[1]
+    count, windows, width = len(starts) - 1, len(order) // WINDOW, rows.shape[1]
     places = batch, *_in_pairs(target, batch, len(order))
     columns = min(128, triton.next_power_of_2(width))
     sizes = {"WINDOW": WINDOW, "SIZE": width, "ROWS": 16, "COLUMNS": columns, "num_warps": 2}
-    of_windows, sums = (rows.values.new_empty(n, width, dtype=torch.float32) for n in (windows, count))
+    of_windows, sums = (rows.new_empty(n, width, dtype=torch.float32) for n in (windows, count))
     if windows:
-        _sum_windows[windows, triton.cdiv(width, columns)](order, keys, *rows, of_windows, *places, **sizes)
-    _sum_sorted[count, triton.cdiv(width, columns)](order, starts, *rows, of_windows, sums, *places, **sizes)
+        _sum_windows[windows, triton.cdiv(width, columns)](order, keys, rows, of_windows, *places, **sizes)
+    _sum_sorted[count, triton.cdiv(width, columns)](order, starts, rows, of_windows, sums, *places, **sizes)
     return sums
 
 
@@ -1205,7 +1198,6 @@ def _add_rows(
     stop,
     order_ptr,
     values_ptr,
-    units_ptr,
     columns,
     batch,
     paired,
@@ -1225,10 +1217,8 @@ def _add_rows(
         inside = in_rows[:, None] & (columns < SIZE)[None, :]
         rows = tl.load(order_ptr + places, mask=in_rows, other=0).to(tl.int32)  # quicker to divide
         slots = _slots(rows, batch, paired, base, pair, side, row, odd, odd_row)
-        values = tl.load(values_ptr + slots[:, None] * SIZE + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        if units_ptr is not None:
-            values *= tl.load(units_ptr + slots, mask=in_rows, other=0.0)[:, None]
-        total += values
+        values = tl.load(values_ptr + slots[:, None] * SIZE + columns[None, :], mask=inside, other=0.0)
+        total += values.to(tl.float32)
     return total
 
 
@@ -1237,7 +1227,6 @@ def _sum_windows(
     order_ptr,  # [tokens], int64: the tokens sorted by their keys
     keys_ptr,  # [tokens], in that order
     values_ptr,  # [slots, SIZE]
-    units_ptr,  # [slots], float32; None: 1
     sums_ptr,  # [tokens // WINDOW, SIZE], float32
     batch,
     paired,
@@ -1259,7 +1248,7 @@ def _sum_windows(
         columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
         places = batch, paired, base, pair, side, row, odd, odd_row
-        total = _add_rows(total, first, stop, order_ptr, values_ptr, units_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
+        total = _add_rows(total, first, stop, order_ptr, values_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
         at = tl.program_id(0).to(tl.int64) * SIZE + columns
         tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < SIZE)
 
@@ -1269,7 +1258,6 @@ def _sum_sorted(
     order_ptr,  # [tokens], int64: the tokens sorted by their keys
     starts_ptr,  # [keys + 1], int64: where each key begins among them
     values_ptr,  # [slots, SIZE]
-    units_ptr,  # [slots], float32; None: 1
     windows_ptr,  # [tokens // WINDOW, SIZE], float32: the sums of `_sum_windows`
     sums_ptr,  # [keys, SIZE], float32
     batch,
@@ -1299,8 +1287,8 @@ def _sum_sorted(
     after = tl.where(first < last, last * WINDOW, stop)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     places = batch, paired, base, pair, side, row, odd, odd_row
-    total = _add_rows(total, start, before, order_ptr, values_ptr, units_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
-    total = _add_rows(total, after, stop, order_ptr, values_ptr, units_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
+    total = _add_rows(total, start, before, order_ptr, values_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
+    total = _add_rows(total, after, stop, order_ptr, values_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
     at = own.to(tl.int64) * SIZE + columns
     tl.store(sums_ptr + at, tl.sum(total, 0) + in_windows, mask=columns < SIZE)
 
@@ -1508,7 +1496,6 @@ def _forward_by_ids(
     ids_ptr,  # [batch, 2 * merges]
     terms_ptr,  # [2, known, 5 * SIZE], float32, with the bias in the left ones
     cell_ptr,  # [known, SIZE], float32
-    gates_ptr,  # [count, 5 * SIZE], their values; unused unless KEEP
     hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
     block,  # with the next two: `layout.Rights`; None: the results go nowhere else
@@ -1527,7 +1514,6 @@ def _forward_by_ids(
     odd,
     odd_row,
     SIZE: tl.constexpr,
-    KEEP: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -1537,7 +1523,10 @@ def _forward_by_ids(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = columns < SIZE
     inside = (rows < count)[:, None] & in_columns[None, :]
-    left_id, right_id, are_known = _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, rows < count)
+    ids_at = ids_ptr + (rows % batch).to(tl.int64) * ids_row + rows // batch * 2 * ids_step
+    left_id = tl.load(ids_at, mask=rows < count, other=0).to(tl.int64)
+    right_id = tl.load(ids_at + ids_step, mask=rows < count, other=0).to(tl.int64)
+    are_known = (left_id >= 0) & (left_id < known) & (right_id >= 0) & (right_id < known)
     nan: tl.constexpr = float("nan")
     here = inside & are_known[:, None]
     left_at = terms_ptr + left_id[:, None] * (5 * SIZE) + columns[None, :]
@@ -1556,7 +1545,7 @@ def _forward_by_ids(
         sums,
         left_cell_at,
         right_cell_at,
-        gates_ptr,
+        None,
         out,
         None,
         (0, 0, 0, 0),
@@ -1569,19 +1558,223 @@ def _forward_by_ids(
         None,
         SIZE,
         2,
-        KEEP,
+        False,
         UNIT,
     )
 
 
 @triton.jit
-def _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, in_rows):
-    """The ids that `rows` merge, 0 where there is none that is known, and whether both are."""
-    at = ids_ptr + (rows % batch).to(tl.int64) * ids_row + rows // batch * 2 * ids_step
-    left = tl.load(at, mask=in_rows, other=0).to(tl.int64)
-    right = tl.load(at + ids_step, mask=in_rows, other=0).to(tl.int64)
-    are_known = (left >= 0) & (left < known) & (right >= 0) & (right < known)
-    return tl.where(are_known, left, 0), tl.where(are_known, right, 0), are_known
+def _others(start, stop, order_ptr, ids_ptr, ids_row, ids_step, batch, ROWS: tl.constexpr):
+    """The rows that merge the ROWS tokens from `start` on, and the other ids there."""
+    at = start + tl.arange(0, ROWS)
+    tokens = tl.load(order_ptr + at, mask=at < stop, other=0).to(tl.int32)  # quicker to divide
+    position, member = tokens // batch, tokens % batch
+    ids_at = ids_ptr + member.to(tl.int64) * ids_row + (position ^ 1) * ids_step
+    return (position >> 1) * batch + member, tl.load(ids_at, mask=at < stop, other=0).to(tl.int64)
+
+
+@triton.jit
+def _add_pairs(
+    totals,
+    first,
+    stop,
+    of_side,
+    gradients,
+    rights,
+    tables,
+    order_ptr,
+    columns,
+    batch,
+    places,
+    SIZE: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """`totals`, and to them the gradients by the tokens from `first` to `stop`, which are one id on one side.
+
+    They are of the sums of the gates i, g, o, the own and the other's forget gate, and of the own cell state.
+    """
+    hidden_gradient_ptr, cell_gradient_ptr = gradients
+    block, start_slot, right_slot = rights
+    ids_ptr, ids_row, ids_step, known, terms_ptr, cell_ptr = tables
+    side, own_id = of_side
+    i_total, g_total, o_total, own_total, other_total, cell_total = totals
+    in_columns = columns < SIZE
+    own_gate, other_gate = (3 + side) * SIZE, (4 - side) * SIZE
+    own_at = terms_ptr + (side * known + own_id) * (5 * SIZE) + columns
+    own_i = tl.load(own_at, mask=in_columns, other=0.0)[None, :]
+    own_g = tl.load(own_at + SIZE, mask=in_columns, other=0.0)[None, :]
+    own_o = tl.load(own_at + 2 * SIZE, mask=in_columns, other=0.0)[None, :]
+    own_own = tl.load(own_at + own_gate, mask=in_columns, other=0.0)[None, :]
+    own_other = tl.load(own_at + other_gate, mask=in_columns, other=0.0)[None, :]
+    own_cell = tl.load(cell_ptr + own_id * SIZE + columns, mask=in_columns, other=0.0)[None, :]
+    nan: tl.constexpr = float("nan")
+    ahead = _others(first, stop, order_ptr, ids_ptr, ids_row, ids_step, batch, ROWS=ROWS)
+    for start in range(first, stop, ROWS):
+        inside = (start + tl.arange(0, ROWS) < stop)[:, None] & in_columns[None, :]
+        rows, other_ids = ahead
+        ahead = _others(start + ROWS, stop, order_ptr, ids_ptr, ids_row, ids_step, batch, ROWS=ROWS)
+        are_known = (other_ids >= 0) & (other_ids < known)
+        here = inside & are_known[:, None]
+        other_ids = tl.where(are_known, other_ids, 0)
+        other_at = terms_ptr + ((1 - side) * known + other_ids)[:, None] * (5 * SIZE) + columns[None, :]
+        i = _sigmoid(own_i + tl.load(other_at, mask=here, other=nan))
+        g = _tanh(own_g + tl.load(other_at + SIZE, mask=here, other=nan), EXACT)
+        o = _sigmoid(own_o + tl.load(other_at + 2 * SIZE, mask=here, other=nan))
+        own = _sigmoid(own_own + tl.load(other_at + own_gate, mask=here, other=nan))
+        other = _sigmoid(own_other + tl.load(other_at + other_gate, mask=here, other=nan))
+        other_cell = tl.load(cell_ptr + other_ids[:, None] * SIZE + columns[None, :], mask=here, other=0.0)
+        activated = _tanh(i * g + own * own_cell + other * other_cell, EXACT)
+
+        slots = _slots(rows, batch, *places)
+        at = slots[:, None] * SIZE + columns[None, :]
+        d_hidden = tl.load(hidden_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        d_cell = tl.load(cell_gradient_ptr + at, mask=inside, other=0.0)
+        if block is not None:
+            again, there = _again(block, (start_slot, right_slot), batch, rows, inside)
+            again_at = again[:, None] * SIZE + columns[None, :]
+            d_hidden += tl.load(hidden_gradient_ptr + again_at, mask=there, other=0.0).to(tl.float32)
+            d_cell += tl.load(cell_gradient_ptr + again_at, mask=there, other=0.0)
+        d_cell += d_hidden * o * (1 - activated * activated)
+        i_total += tl.where(inside, d_cell * g * i * (1 - i), 0.0)
+        g_total += tl.where(inside, d_cell * i * (1 - g * g), 0.0)
+        o_total += tl.where(inside, d_hidden * activated * o * (1 - o), 0.0)
+        own_total += tl.where(inside, d_cell * own_cell * own * (1 - own), 0.0)
+        other_total += tl.where(inside, d_cell * other_cell * other * (1 - other), 0.0)
+        cell_total += tl.where(inside, d_cell * own, 0.0)
+    return i_total, g_total, o_total, own_total, other_total, cell_total
+
+
+@triton.jit
+def _add_each(totals, at, mask, SIZE: tl.constexpr):
+    """`totals`, and to each what is at its place in a row of all."""
+    a, b, c, d, e, f = totals
+    a += tl.load(at, mask=mask, other=0.0)
+    b += tl.load(at + SIZE, mask=mask, other=0.0)
+    c += tl.load(at + 2 * SIZE, mask=mask, other=0.0)
+    d += tl.load(at + 3 * SIZE, mask=mask, other=0.0)
+    e += tl.load(at + 4 * SIZE, mask=mask, other=0.0)
+    f += tl.load(at + 5 * SIZE, mask=mask, other=0.0)
+    return a, b, c, d, e, f
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _pairs_of_windows(
+    hidden_gradient_ptr,  # [slots, SIZE]
+    cell_gradient_ptr,  # [slots, SIZE], float32
+    block,  # with the next two: `layout.Rights`; None: the results are read nowhere else
+    start_slot,
+    right_slot,
+    ids_ptr,  # [batch, 2 * merges]
+    terms_ptr,  # [2, known, 5 * SIZE], float32
+    cell_ptr,  # [known, SIZE], float32
+    order_ptr,  # [tokens], int64: the tokens sorted by their keys
+    keys_ptr,  # [tokens], in that order
+    sums_ptr,  # [tokens // WINDOW, 6 * SIZE], float32
+    ids_row,  # the ids' strides
+    ids_step,
+    known,
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    WINDOW: tl.constexpr,
+    SIZE: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """What `_add_pairs` sums, of WINDOW tokens, if they have one key and that is known."""
+    first = tl.program_id(0).to(tl.int64) * WINDOW
+    key = tl.load(keys_ptr + first).to(tl.int64)
+    if (key == tl.load(keys_ptr + first + WINDOW - 1)) & (key < 2 * known):
+        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        gradients, rights = (hidden_gradient_ptr, cell_gradient_ptr), (block, start_slot, right_slot)
+        tables = ids_ptr, ids_row, ids_step, known, terms_ptr, cell_ptr
+        places = paired, base, pair, side, row, odd, odd_row
+        of_side = key // known, key % known
+        zeros = tl.zeros((ROWS, COLUMNS), tl.float32)
+        totals = zeros, zeros, zeros, zeros, zeros, zeros
+        reads = gradients, rights, tables, order_ptr, columns, batch, places
+        totals = _add_pairs(totals, first, first + WINDOW, of_side, *reads, SIZE=SIZE, EXACT=EXACT, ROWS=ROWS)
+        at = sums_ptr + tl.program_id(0).to(tl.int64) * (6 * SIZE) + columns
+        for number in tl.static_range(6):
+            tl.store(at + number * SIZE, tl.sum(totals[number], 0), mask=columns < SIZE)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _pairs_of_ids(
+    hidden_gradient_ptr,  # [slots, SIZE]
+    cell_gradient_ptr,  # [slots, SIZE], float32
+    block,  # with the next two: `layout.Rights`; None: the results are read nowhere else
+    start_slot,
+    right_slot,
+    ids_ptr,  # [batch, 2 * merges]
+    terms_ptr,  # [2, known, 5 * SIZE], float32
+    cell_ptr,  # [known, SIZE], float32
+    order_ptr,  # [tokens], int64: the tokens sorted by their keys
+    starts_ptr,  # [2 * known + 1], int64: where each key begins among them
+    windows_ptr,  # [tokens // WINDOW, 6 * SIZE], float32: the sums of `_pairs_of_windows`
+    of_terms_ptr,  # like the terms
+    of_cell_ptr,  # like the cell states
+    ids_row,  # the ids' strides
+    ids_step,
+    known,
+    batch,
+    paired,
+    base,
+    pair,
+    side,
+    row,
+    odd,
+    odd_row,
+    WINDOW: tl.constexpr,
+    SIZE: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`fused.Arithmetic.backward_by_ids` for one id: its windows on each side, and what is before and after these."""
+    own = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_columns = columns < SIZE
+    gradients, rights = (hidden_gradient_ptr, cell_gradient_ptr), (block, start_slot, right_slot)
+    tables = ids_ptr, ids_row, ids_step, known, terms_ptr, cell_ptr
+    places = paired, base, pair, side, row, odd, odd_row
+    reads = gradients, rights, tables, order_ptr, columns, batch, places
+    of_cell = tl.load(of_cell_ptr + own * SIZE + columns, mask=in_columns, other=0.0)
+    for which in range(2):
+        key = which * known + own
+        start = tl.load(starts_ptr + key)
+        stop = tl.load(starts_ptr + key + 1)
+        first = (start + WINDOW - 1) // WINDOW
+        last = tl.maximum(stop // WINDOW, first)
+        zeros = tl.zeros((ROWS, COLUMNS), tl.float32)
+        totals = zeros, zeros, zeros, zeros, zeros, zeros
+        for part in range(2):
+            of_part = (
+                tl.where(part == 0, start, last * WINDOW),
+                tl.where(part == 0, tl.minimum(first * WINDOW, stop), stop),
+            )
+            totals = _add_pairs(totals, *of_part, (which, own), *reads, SIZE=SIZE, EXACT=EXACT, ROWS=ROWS)
+        for window in range(first, last, ROWS):
+            windows = window + tl.arange(0, ROWS)
+            at = windows_ptr + windows[:, None] * (6 * SIZE) + columns[None, :]
+            totals = _add_each(totals, at, (windows < last)[:, None] & in_columns[None, :], SIZE=SIZE)
+        of_terms_at = of_terms_ptr + key * (5 * SIZE) + columns
+        for number in tl.static_range(6):
+            total = tl.sum(totals[number], 0)
+            if number == 5:
+                of_cell += total
+            else:
+                gate = number if number < 3 else (3 + which if number == 3 else 4 - which)
+                at = of_terms_at + gate * SIZE
+                tl.store(at, tl.load(at, mask=in_columns, other=0.0) + total, mask=in_columns)
+    tl.store(of_cell_ptr + own * SIZE + columns, of_cell, mask=in_columns)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -1597,16 +1790,12 @@ def _backward(
     start_slot,
     right_slot,
     gates_ptr,  # [count, (3 + STATES) * SIZE]
-    cell_ptr,  # [count, STATES, SIZE], float32; where there are ids [known, SIZE]
-    ids_ptr,  # [batch, 2 * merges], rows of the cell states; None: these are in order
+    cell_ptr,  # [count, STATES, SIZE], float32
     weight_units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     slopes_ptr,  # like the gates, in the weights' units and their own; may be the gates' memory
     units_ptr,  # [count], float32: of the slopes' rows; None: 1
     before_gradient_ptr,  # [count, STATES, SIZE], float32; may be the cell states' memory
     sums_ptr,  # [tiles, (3 + STATES) * SIZE], float32
-    ids_row,  # the ids' strides
-    ids_step,
-    known,
     count,
     batch,
     paired,
@@ -1647,17 +1836,11 @@ def _backward(
         g = tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32)
         o = tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32)
         left = tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32)
-        left_cell_at = cell_ptr + before_at
-        right_cell_at = cell_ptr + before_at + SIZE
-        if ids_ptr is not None:
-            left_id, right_id, _ = _pair_of(ids_ptr, rows, batch, ids_row, ids_step, known, in_rows)
-            left_cell_at = cell_ptr + left_id[:, None] * SIZE + columns[None, :]
-            right_cell_at = cell_ptr + right_id[:, None] * SIZE + columns[None, :]
-        left_cell = tl.load(left_cell_at, mask=inside, other=0.0)
+        left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
         cell = i * g + left * left_cell
         if STATES == 2:
             right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
-            right_cell = tl.load(right_cell_at, mask=inside, other=0.0)
+            right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
             cell += right * right_cell
         activated = _tanh(cell, EXACT=slopes_ptr.dtype.element_ty == tl.float32)
         if prefixes_ptr is None:

@@ -10,7 +10,7 @@ batch has. Where ids repeat that much, the lowest levels are *tables*: each pair
 is an id of the level above. Blocks of those levels are looked up where others are merged.
 
 Where ids repeat, but not their pairs, the lowest level that is no table can be merged *by ids*: what the states of an
-id add to the gates' sums is computed once. The rows of its merges come first, and have no slots.
+id add to the gates' sums is computed once. The rows of its merges come first; they have no slots, and no gates kept.
 """
 
 from collections.abc import Callable, Iterator

@@ -237,12 +237,25 @@ def test_merging_by_ids(backend, length, every_prefix, lengths, checkpoint, monk
 @pytest.mark.parametrize(("every_prefix", "checkpoint"), [(True, False), (False, True), (False, False)])
 def test_merging_by_ids_above_tables(backend, every_prefix, checkpoint, monkeypatch):
     monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
-    monkeypatch.setattr("modeling_prlstm.kernels.WINDOW", 20)
+    monkeypatch.setattr("modeling_prlstm.kernels.PAIRS_WINDOW", 4)
     model = model_of(vocab_size=2, num_refinements=0).train()
     arguments = batch_of(22, batch=29) % 2, None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
     model.composer.merge.gradient_checkpointing = checkpoint
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("every_prefix", "batch"), [(True, 29), (False, 29), (False, 3)])
+def test_merging_a_frequent_id(backend, every_prefix, batch, monkeypatch):
+    """It has whole windows of tokens on each side, and some before and after them; others have a few."""
+    monkeypatch.setattr("modeling_prlstm.kernels.PAIRS_WINDOW", 6)
+    model = model_of(num_refinements=1)
+    tokens = batch_of(19, batch)
+    tokens[:, 5:] = 2
+    expected = states_and_gradients(model, "eager", tokens, None, every_prefix)
+    assert_agrees(states_and_gradients(model, backend, tokens, None, every_prefix, DEVICE[backend]), expected, 1e-5)
 
 
 @pytest.mark.usefixtures("by_ids")

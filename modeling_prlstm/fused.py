@@ -303,8 +303,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         ids: [B, 2m], rows of `cell`.
-        terms: what each id's state adds to the gates' sums [2, V, 5H], as the left one and, without the bias, as the
-            right one.
+        terms: what each id's state adds to the gates' sums [2, V, 5H], as the left one, with the bias, and as the
+            right one, without.
         cell: [V, H], in float32 at least.
     """
 
@@ -314,7 +314,10 @@ class Pairs(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next."""
+    """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next.
+
+    The rows of the binary cell's gates are those with slots, where all are kept.
+    """
 
     gates: list[Tensor | None]
     between: list[Pair]
@@ -329,8 +332,8 @@ class Tree:
         like: any tensor [..., H] with the model's dtype and device.
         cells: of a merge, in turn: `Arithmetic.operand` of its weight, and its bias.
         lengths: of the rows [B], int64; for `EachTree`.
-        keep: whether to keep all that the backward reads. Else it computes the gates again, and needs a third of the
-            memory.
+        keep: whether to keep what the backward reads. Else it computes all gates again, not only those of merges by
+            ids, and needs a third of the memory.
         rows: how many merges to do at a time, at most; None: as many as can be, or as `arithmetic` likes.
     """
 
@@ -433,12 +436,14 @@ class Tree:
     def _pairs_backward(self) -> Pair:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
         of_terms, of_cell = self.of_pairs
-        self.of_bias = of_terms[0].sum(0)
+        del self.of_pairs
+        self._room_for_sums(0, 1)[0] = self.arithmetic.total(of_terms[0])
         hidden, sides = self.factors
         of_terms = of_terms.to(hidden.dtype)
         of_weight = self.arithmetic.product(of_terms.transpose(1, 2), hidden.expand(2, -1, -1))
         self.of_weight = of_weight.transpose(0, 1).flatten(1)
-        return self.arithmetic.product(of_terms, sides).sum(0), of_cell
+        of_left, of_right = self.arithmetic.product(of_terms, sides)
+        return of_left.add_(of_right), of_cell
 
     def _results(self, buffers: Pair, table: Table) -> Pair:
         return buffers[0][table.result], buffers[1][table.result]
@@ -513,11 +518,11 @@ class Tree:
                 self.arithmetic.forward_by_ids(self._pairs_of(part), bias.dtype, to, places, batch, at_rights)
             else:
                 gates = kept.gates[number]
-                gates = None if gates is None else gates[self._with_gates(number, rows)]
+                gates = None if gates is None else gates[self._rows_of_gates(number, rows)]
                 self.arithmetic.forward(state, weight, bias, gates, to, places, batch, at_lefts, at_rights)
             state = to[0], to[1][:, None]
 
-    def _with_gates(self, number: int, rows: slice) -> slice:
+    def _rows_of_gates(self, number: int, rows: slice) -> slice:
         """Where the gates of a cell, and their slopes, have the `rows` of what is kept."""
         without = 0 if number else self.without_gates
         return slice(rows.start - without, rows.stop - without)
@@ -534,7 +539,8 @@ class Tree:
             if not self.keep:
                 first = 0
                 in_order = Target.evenly(0, part.batch, part.merges)
-                self._run_cells(part, self.again, first, self.unused, in_order)
+                if part.slot is not None or len(self.cells) > 1:  # else its cell keeps nothing
+                    self._run_cells(part, self.again, first, self.unused, in_order)
             self._cells_backward(part, self.kept if self.keep else self.again, first)
 
     def _cells_backward(self, part: Step, kept: _Kept, first: int) -> None:
@@ -553,12 +559,12 @@ class Tree:
             else:
                 cell = self._inputs(self.states, part.slot, count)[1]
                 into = self._inputs(self.gradients, part.slot, count)
-            gates, with_gates = kept.gates[number], self._with_gates(number, rows)
+            gates, own = kept.gates[number], self._rows_of_gates(number, rows)
             assert gates is not None
             sums = self._room_for_sums(number, self.arithmetic.sums(count, self.like.dtype))
-            weight, slopes = self.cells[number][0], self.slopes[number].at(with_gates)
+            weight, slopes = self.cells[number][0], self.slopes[number].at(own)
             self.arithmetic.backward(
-                gradient, target, batch, gates[with_gates], cell, weight, slopes, sums, into, prefixes, rights
+                gradient, target, batch, gates[own], cell, weight, slopes, sums, into, prefixes, rights
             )
             gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
             prefixes = rights = None
@@ -585,7 +591,7 @@ class Tree:
         inputs += [hidden[first:end] for hidden, _ in kept.between]
         numbers = range(len(self.cells) - len(inputs), len(self.cells))
         for number, part in zip(numbers, inputs, strict=True):
-            slopes = self.slopes[number].at(self._with_gates(number, slice(end - len(part), end)))
+            slopes = self.slopes[number].at(self._rows_of_gates(number, slice(end - len(part), end)))
             gradient = self.arithmetic.weight_gradient(slopes, part, self.cells[number][0])
             before = self.weight_gradients[number]
             # A sum of many parts in less than float32 would lose digits.
@@ -605,11 +611,11 @@ class Tree:
 
     def _make_kept(self, rows: int, gates: bool) -> _Kept:
         dtype = self.arithmetic.gates_dtype(self.like.dtype)
-        with_gates = [rows - self.without_gates, *(rows for _ in self.cells[1:])]
+        counts = [rows - self.without_gates, *(rows for _ in self.cells[1:])]
         return _Kept(
             [
                 self.like.new_empty(count, len(bias), dtype=dtype) if gates else None
-                for count, (_, bias) in zip(with_gates, self.cells, strict=True)
+                for count, (_, bias) in zip(counts, self.cells, strict=True)
             ],
             [self._states(rows, self.hidden_dtype) for _ in self.cells[1:]],
         )
@@ -641,15 +647,11 @@ class Tree:
         if self.layout.by_ids is not None:
             before = self.weight_gradients[0]
             self.weight_gradients[0] = self.of_weight if before is None else self.of_weight.add_(before)
-        of_biases = [
-            self.arithmetic.total(sums[:count]) for sums, count in zip(self.bias_sums, self.summed, strict=True)
-        ]
-        if self.layout.by_ids is not None:
-            of_biases[0] += self.of_bias
         gradients = []
-        for found, of_bias, (weight, bias) in zip(self.weight_gradients, of_biases, self.cells, strict=True):
+        parts = zip(self.weight_gradients, self.bias_sums, self.summed, self.cells, strict=True)
+        for found, sums, count, (weight, bias) in parts:
             of_weight = torch.zeros_like(weight.values) if found is None else found
-            gradients += [of_weight.to(bias.dtype), of_bias.to(bias.dtype)]
+            gradients += [of_weight.to(bias.dtype), self.arithmetic.total(sums[:count]).to(bias.dtype)]
         return gradients
 
 

@@ -491,7 +491,8 @@ def _can_describe(left: Tensor, weight: Tensor, size: int) -> bool:
     """Whether to read a product's operands by descriptors: many rows, whole tiles, a GPU that has room for these."""
     if len(left) < MANY_ROWS or size % 64 or left.dtype == torch.float32 or weight.data_ptr() % 16:
         return False
-    return INTERPRETED or torch.cuda.get_device_capability(left.device)[0] in (9, 10)
+    is_nvidia = torch.version.hip is None
+    return INTERPRETED or (is_nvidia and torch.cuda.get_device_capability(left.device)[0] in (9, 10))
 
 
 def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype, described: bool) -> _Tile:
@@ -675,7 +676,7 @@ def total(parts: Tensor) -> Tensor:
 # Sizes that change with the batch and its length: not worth a compilation each.
 PLACES = ["paired", "base", "pair", "side", "row", "odd", "odd_row"]
 LEFTS, RIGHTS = ["first", "level", "length", "left_slot"], ["block", "start_slot", "right_slot"]
-VARYING = ["count", "tokens", "batch", "ids_row", "ids_step", "known", *PLACES, *LEFTS, *RIGHTS]
+VARYING = ["count", "batch", "ids_row", "ids_step", "known", *PLACES, *LEFTS, *RIGHTS]
 
 
 @triton.jit(do_not_specialize=["batch", "length", "ids_row", "ids_step", "mask_row", "mask_step", "count"])
@@ -1253,6 +1254,14 @@ def _sum_windows(
         tl.store(sums_ptr + at, tl.sum(total, 0), mask=columns < SIZE)
 
 
+@triton.jit
+def _windows_of(start, stop, WINDOW: tl.constexpr):
+    """The whole windows from `start` to `stop`: the first, what is past the last, and which tokens these are."""
+    first = (start + WINDOW - 1) // WINDOW
+    last = stop // WINDOW
+    return first, last, tl.where(first < last, first * WINDOW, stop), tl.where(first < last, last * WINDOW, stop)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def _sum_sorted(
     order_ptr,  # [tokens], int64: the tokens sorted by their keys
@@ -1278,13 +1287,10 @@ def _sum_sorted(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     start = tl.load(starts_ptr + own)
     stop = tl.load(starts_ptr + own + 1)
-    first = (start + WINDOW - 1) // WINDOW
-    last = stop // WINDOW
+    first, last, before, after = _windows_of(start, stop, WINDOW)
     in_windows = tl.zeros((COLUMNS,), tl.float32)
     for window in range(first, last):
         in_windows += tl.load(windows_ptr + window * SIZE + columns, mask=columns < SIZE, other=0.0)
-    before = tl.where(first < last, first * WINDOW, stop)
-    after = tl.where(first < last, last * WINDOW, stop)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     places = batch, paired, base, pair, side, row, odd, odd_row
     total = _add_rows(total, start, before, order_ptr, values_ptr, columns, *places, SIZE=SIZE, ROWS=ROWS)
@@ -1527,6 +1533,7 @@ def _forward_by_ids(
     left_id = tl.load(ids_at, mask=rows < count, other=0).to(tl.int64)
     right_id = tl.load(ids_at + ids_step, mask=rows < count, other=0).to(tl.int64)
     are_known = (left_id >= 0) & (left_id < known) & (right_id >= 0) & (right_id < known)
+    left_id, right_id = tl.where(are_known, left_id, 0), tl.where(are_known, right_id, 0)  # their cell states are read
     nan: tl.constexpr = float("nan")
     here = inside & are_known[:, None]
     left_at = terms_ptr + left_id[:, None] * (5 * SIZE) + columns[None, :]
@@ -1616,7 +1623,6 @@ def _add_pairs(
         ahead = _others(start + ROWS, stop, order_ptr, ids_ptr, ids_row, ids_step, batch, ROWS=ROWS)
         are_known = (other_ids >= 0) & (other_ids < known)
         here = inside & are_known[:, None]
-        other_ids = tl.where(are_known, other_ids, 0)
         other_at = terms_ptr + ((1 - side) * known + other_ids)[:, None] * (5 * SIZE) + columns[None, :]
         i = _sigmoid(own_i + tl.load(other_at, mask=here, other=nan))
         g = _tanh(own_g + tl.load(other_at + SIZE, mask=here, other=nan), EXACT)
@@ -1647,7 +1653,7 @@ def _add_pairs(
 
 @triton.jit
 def _add_each(totals, at, mask, SIZE: tl.constexpr):
-    """`totals`, and to each what is at its place in a row of all."""
+    """`totals`, and to each its SIZE columns at `at`."""
     a, b, c, d, e, f = totals
     a += tl.load(at, mask=mask, other=0.0)
     b += tl.load(at + SIZE, mask=mask, other=0.0)
@@ -1751,16 +1757,13 @@ def _pairs_of_ids(
         key = which * known + own
         start = tl.load(starts_ptr + key)
         stop = tl.load(starts_ptr + key + 1)
-        first = (start + WINDOW - 1) // WINDOW
-        last = tl.maximum(stop // WINDOW, first)
+        first, last, before, after = _windows_of(start, stop, WINDOW)
         zeros = tl.zeros((ROWS, COLUMNS), tl.float32)
         totals = zeros, zeros, zeros, zeros, zeros, zeros
-        for part in range(2):
-            of_part = (
-                tl.where(part == 0, start, last * WINDOW),
-                tl.where(part == 0, tl.minimum(first * WINDOW, stop), stop),
-            )
-            totals = _add_pairs(totals, *of_part, (which, own), *reads, SIZE=SIZE, EXACT=EXACT, ROWS=ROWS)
+        for part in range(2):  # a loop, for the code to be there once
+            begin = tl.where(part == 0, start, after)
+            end = tl.where(part == 0, before, stop)
+            totals = _add_pairs(totals, begin, end, (which, own), *reads, SIZE=SIZE, EXACT=EXACT, ROWS=ROWS)
         for window in range(first, last, ROWS):
             windows = window + tl.arange(0, ROWS)
             at = windows_ptr + windows[:, None] * (6 * SIZE) + columns[None, :]

@@ -3,6 +3,7 @@
 The Triton kernels run through Triton's interpreter where there is no GPU, on the GPU itself where there is one.
 """
 
+import copy
 import pkgutil
 
 import pytest
@@ -260,6 +261,20 @@ def test_merging_a_frequent_id(backend, every_prefix, batch, monkeypatch):
 
 @pytest.mark.usefixtures("by_ids")
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_merging_by_ids_is_exact(backend):
+    """In float32: also where the gates are so small that a formula for products of fewer digits would show."""
+    model = model_of()
+    with torch.no_grad():
+        for parameter in model.composer.merge.parameters():
+            parameter.mul_(0.1)
+    double = copy.deepcopy(model).double()
+    expected = states_and_gradients(double, "eager", batch_of(2, batch=5), None, False)
+    actual = states_and_gradients(model, backend, batch_of(2, batch=5), None, False, DEVICE[backend])
+    assert_agrees(actual, expected, 1e-6)
+
+
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_merging_by_ids_in_parts(backend, monkeypatch):
     for name in ARITHMETICS:
         monkeypatch.setattr(f"modeling_prlstm.{name}.rows", 4)
@@ -431,6 +446,21 @@ def test_an_unknown_id_gives_nan_where_ids_repeat(every_prefix, repeats, merges_
     assert states[8:].isfinite().all()
     if every_prefix:
         assert states[:8].isnan().sum() == sum(range(1, 9)) * states.shape[-1]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("by_ids")
+def test_gradients_of_unknown_ids(monkeypatch):
+    """They are NaN where these ids are; whole windows of them read nothing from where no table is."""
+    monkeypatch.setattr("modeling_prlstm.kernels.PAIRS_WINDOW", 3)
+    model = model_of(backend="triton").to(DEVICE["triton"])
+    ids = batch_of(8, batch=9)
+    ids[:6] = torch.tensor([-1, 2**40]).repeat(4)
+    states = model.composer(ids.to(DEVICE["triton"]), None, False)[1]
+    assert states[:6].isnan().all()
+    assert states[6:].isfinite().all()
+    states[6:].sum().backward()
+    assert all(part.grad.isnan().any() for part in model.composer.merge.parameters())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -262,15 +262,16 @@ def test_merging_a_frequent_id(backend, every_prefix, batch, monkeypatch):
 @pytest.mark.usefixtures("by_ids")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_merging_by_ids_is_exact(backend):
-    """In float32: also where the gates are so small that a formula for products of fewer digits would show."""
+    """In float32: gates that are small show it, in what depends on them alone, the gradient of i's weights."""
     model = model_of()
     with torch.no_grad():
         for parameter in model.composer.merge.parameters():
-            parameter.mul_(0.1)
-    double = copy.deepcopy(model).double()
-    expected = states_and_gradients(double, "eager", batch_of(2, batch=5), None, False)
-    actual = states_and_gradients(model, backend, batch_of(2, batch=5), None, False, DEVICE[backend])
-    assert_agrees(actual, expected, 1e-6)
+            parameter.mul_(0.03)
+    arguments = batch_of(2, batch=5), None, False
+    expected = states_and_gradients(copy.deepcopy(model).double(), "eager", *arguments)
+    actual = states_and_gradients(model, backend, *arguments, DEVICE[backend])
+    name = "composer.merge.binary.weight"
+    assert relative_error(actual[name][:7].cpu().double(), expected[name][:7]) < 1e-6
 
 
 @pytest.mark.usefixtures("by_ids")

@@ -1047,13 +1047,26 @@ def _at_lefts(
 
 
 @triton.jit
-def _again(block, rights, batch, rows, inside):
-    """The slots where every second of the blocks `rows` is merged again (`layout.Rights`), and which these are."""
-    start_slot, right_slot = rights
-    number, member = block + rows // batch, (rows % batch).to(tl.int64)
-    append = (number // 2 - 1).to(tl.int64)
-    slots = tl.where(number == 0, start_slot + member, right_slot + 2 * (append * batch + member))
-    return slots, inside & (number % 2 == 0)[:, None]
+def _at_rights(buffers, hidden, cell, rights, rows, batch, columns, inside, SIZE: tl.constexpr, BACK: tl.constexpr):
+    """Store the states of every second of the blocks `rows` where these are merged again, if any (`layout.Rights`).
+
+    BACK: give the gradients `hidden` and `cell` with those added that the blocks have there.
+    """
+    hidden_ptr, cell_ptr = buffers
+    block, start_slot, right_slot = rights
+    if block is not None:
+        number, member = block + rows // batch, (rows % batch).to(tl.int64)
+        append = (number // 2 - 1).to(tl.int64)
+        slots = tl.where(number == 0, start_slot + member, right_slot + 2 * (append * batch + member))
+        here = inside & (number % 2 == 0)[:, None]
+        at = slots[:, None] * SIZE + columns[None, :]
+        if BACK:
+            hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
+            cell += tl.load(cell_ptr + at, mask=here, other=0.0)
+        else:
+            tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
+            tl.store(cell_ptr + at, cell, mask=here)
+    return hidden, cell
 
 
 @triton.jit(do_not_specialize=["first", "level", "length", "left_slot", "starts", "batch"])
@@ -1415,8 +1428,7 @@ def _forward(
         out,
         prefixes_ptr,
         lefts,
-        block,
-        (start_slot, right_slot),
+        (block, start_slot, right_slot),
         rows,
         columns,
         inside,
@@ -1438,7 +1450,6 @@ def _finish(
     out,
     prefixes_ptr,
     lefts,
-    block,
     rights,
     rows,
     columns,
@@ -1490,11 +1501,7 @@ def _finish(
         first, level, length, left_slot = lefts
         number, member, lefts = first + 2 * (rows // batch), rows % batch, (level, length, left_slot)
         _at_lefts(out, hidden, cell, number, member, lefts, batch, columns, inside, SIZE, BACK=False)
-    if block is not None:
-        slots, here = _again(block, rights, batch, rows, inside)
-        at = slots[:, None] * SIZE + columns[None, :]
-        tl.store(hidden_out_ptr + at, hidden.to(hidden_out_ptr.dtype.element_ty), mask=here)
-        tl.store(cell_out_ptr + at, cell, mask=here)
+    _at_rights(out, hidden, cell, rights, rows, batch, columns, inside, SIZE, BACK=False)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -1556,8 +1563,7 @@ def _forward_by_ids(
         out,
         None,
         (0, 0, 0, 0),
-        block,
-        (start_slot, right_slot),
+        (block, start_slot, right_slot),
         rows,
         columns,
         inside,
@@ -1602,7 +1608,6 @@ def _add_pairs(
     They are of the sums of the gates i, g, o, the own and the other's forget gate, and of the own cell state.
     """
     hidden_gradient_ptr, cell_gradient_ptr = gradients
-    block, start_slot, right_slot = rights
     ids_ptr, ids_row, ids_step, known, terms_ptr, cell_ptr = tables
     side, own_id = of_side
     i_total, g_total, o_total, own_total, other_total, cell_total = totals
@@ -1636,11 +1641,9 @@ def _add_pairs(
         at = slots[:, None] * SIZE + columns[None, :]
         d_hidden = tl.load(hidden_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
         d_cell = tl.load(cell_gradient_ptr + at, mask=inside, other=0.0)
-        if block is not None:
-            again, there = _again(block, (start_slot, right_slot), batch, rows, inside)
-            again_at = again[:, None] * SIZE + columns[None, :]
-            d_hidden += tl.load(hidden_gradient_ptr + again_at, mask=there, other=0.0).to(tl.float32)
-            d_cell += tl.load(cell_gradient_ptr + again_at, mask=there, other=0.0)
+        d_hidden, d_cell = _at_rights(
+            gradients, d_hidden, d_cell, rights, rows, batch, columns, inside, SIZE, BACK=True
+        )
         d_cell += d_hidden * o * (1 - activated * activated)
         i_total += tl.where(inside, d_cell * g * i * (1 - i), 0.0)
         g_total += tl.where(inside, d_cell * i * (1 - g * g), 0.0)
@@ -1826,6 +1829,7 @@ def _backward(
     o_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
     left_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
     right_sum = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
+    gradients, rights = (hidden_gradient_ptr, cell_gradient_ptr), (block, start_slot, right_slot)
     for start in range(0, ROWS, AT_ONCE):
         rows = own * ROWS + start + tl.arange(0, AT_ONCE)
         in_rows = rows < count
@@ -1852,16 +1856,13 @@ def _backward(
         else:
             d_hidden = tl.load(prefixes_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
             d_cell = tl.zeros((AT_ONCE, COLUMNS), tl.float32)
-            gradients, lefts = (hidden_gradient_ptr, cell_gradient_ptr), (level, length, left_slot)
-            number, member = first + 2 * (rows // batch), rows % batch
+            number, member, lefts = first + 2 * (rows // batch), rows % batch, (level, length, left_slot)
             d_hidden, d_cell = _at_lefts(
                 gradients, d_hidden, d_cell, number, member, lefts, batch, columns, inside, SIZE, BACK=True
             )
-        if block is not None:
-            again, here = _again(block, (start_slot, right_slot), batch, rows, inside)
-            again_at = again[:, None] * SIZE + columns[None, :]
-            d_hidden += tl.load(hidden_gradient_ptr + again_at, mask=here, other=0.0).to(tl.float32)
-            d_cell += tl.load(cell_gradient_ptr + again_at, mask=here, other=0.0)
+        d_hidden, d_cell = _at_rights(
+            gradients, d_hidden, d_cell, rights, rows, batch, columns, inside, SIZE, BACK=True
+        )
         d_cell += d_hidden * o * (1 - activated * activated)
 
         tl.store(before_gradient_ptr + before_at, d_cell * left, mask=inside)

@@ -65,6 +65,22 @@ class Prefixes(NamedTuple):
     lefts: Lefts
 
 
+class Places(NamedTuple):
+    """Where the results of merges go, and where their gradients are.
+
+    Attributes:
+        target: the slots of all, or if they are prefixes, their rows in `prefixes.hidden`.
+        batch: rows of the batch.
+        prefixes: where they are besides, if they are prefixes, which have no slots of their own; else None.
+        rights: where every second of them is besides.
+    """
+
+    target: Target
+    batch: int
+    prefixes: Prefixes | None = None
+    rights: Rights | None = None
+
+
 class Arithmetic(Protocol):
     """One LSTM cell, forward and backward, for many rows at once.
 
@@ -162,10 +178,7 @@ class Arithmetic(Protocol):
         bias: Tensor,
         gates: Tensor | None,
         out: Pair,
-        target: Target,
-        batch: int,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
+        places: Places,
     ) -> None:
         """Compute a cell.
 
@@ -174,12 +187,8 @@ class Arithmetic(Protocol):
             weight: `operand` of [(3 + F) * H, F * H], rows i, g, o, f_1 .. f_F; `bias` like its rows.
             bias: see `weight`.
             gates: takes the gates' values, [n, (3 + F) * H]; None: they are not wanted.
-            out: hidden and cell [slots, H], which take the results at the places of `target`.
-            target: see `out`.
-            batch: rows of the batch.
-            prefixes: if given, the results are prefixes: its `hidden` takes those at `target`, and `out` takes them at
-                its `lefts` alone.
-            rights: where `out` takes every second result too.
+            out: hidden and cell [slots, H], which take the results at their slots.
+            places: of the results.
         """
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
@@ -191,15 +200,7 @@ class Arithmetic(Protocol):
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """The product, in float32 at least, of matrices in the dtype of `factors`."""
 
-    def forward_by_ids(
-        self,
-        pairs: "Pairs",
-        dtype: torch.dtype,
-        out: Pair,
-        target: Target,
-        batch: int,
-        rights: Rights | None = None,
-    ) -> None:
+    def forward_by_ids(self, pairs: "Pairs", dtype: torch.dtype, out: Pair, places: Places) -> None:
         """Compute the binary cell of `pairs`, of a model in `dtype`; the rest as in `forward`."""
 
     def sums(self, count: int, dtype: torch.dtype) -> int:
@@ -211,23 +212,19 @@ class Arithmetic(Protocol):
     def backward(
         self,
         gradient: Pair,
-        target: Target,
-        batch: int,
+        places: Places,
         gates: Tensor,
         cell: Tensor,
         weight: InUnits,
         slopes: InUnits,
         sums: Tensor,
         into: Pair,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
     ) -> None:
         """Differentiate a cell.
 
         Args:
-            gradient: of the results, [slots, H] each, at the places of `target`.
-            target: see `gradient`.
-            batch: rows of the batch.
+            gradient: of the results, [slots, H] each; those of one result add up.
+            places: of the results.
             gates: their values [n, (3 + F) * H].
             cell: before the cell [n, F, H].
             weight: `operand` of [(3 + F) * H, F * H].
@@ -235,29 +232,16 @@ class Arithmetic(Protocol):
             sums: takes sums of the gates' sums' gradients over some of the rows each, [`sums`(n, ...), (3 + F) * H].
             into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]; the last may
                 be `cell` itself.
-            prefixes: if given, the results are prefixes, whose gradients are the sums of those of its `hidden` at
-                `target`, and of `gradient` at its `lefts`.
-            rights: where `gradient` has more of every second result, to be added.
         """
 
-    def backward_by_ids(
-        self,
-        gradient: Pair,
-        target: Target,
-        batch: int,
-        pairs: "Pairs",
-        into: Pair,
-        rights: Rights | None = None,
-    ) -> None:
+    def backward_by_ids(self, gradient: Pair, places: Places, pairs: "Pairs", into: Pair) -> None:
         """Differentiate the binary cell of `pairs`, whose gates it computes again: that costs less than to keep them.
 
         Args:
             gradient: as in `backward`.
-            target: as in `backward`.
-            batch: as in `backward`.
+            places: as in `backward`.
             pairs: see `Pairs`.
             into: the gradients of the pairs' terms [2, V, 5H] and cell states [V, H], to which these are added.
-            rights: as in `backward`.
         """
 
     def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
@@ -481,45 +465,38 @@ class Tree:
     def _merge(self, step: Step) -> None:
         for part in self.parts[step]:
             first = part.first if self.keep else 0
-            places = part.target, self._prefixes_of(part, self.prefixes), part.rights
-            self._run_cells(part, self.kept, first, self.states, *places)
+            self._run_cells(part, self.kept, first, self.states, self._places_of(part, self.prefixes))
 
     # The hidden states of all prefixes [B * T, H], where these are wanted, and their gradients.
     prefixes: Tensor | None = None
     of_prefixes: Tensor | None = None
 
-    def _prefixes_of(self, part: Step, hidden: Tensor | None) -> Prefixes | None:
-        """Those that `part` makes, if any."""
-        return None if part.lefts is None or hidden is None else Prefixes(hidden, part.lefts)
+    def _places_of(self, part: Step, hidden: Tensor | None) -> Places:
+        """Those of the results of `part`, or of their gradients, of all prefixes' `hidden`."""
+        prefixes = None if part.lefts is None or hidden is None else Prefixes(hidden, part.lefts)
+        return Places(part.target, part.batch, prefixes, part.rights)
 
-    def _run_cells(
-        self,
-        part: Step,
-        kept: _Kept,
-        first: int,
-        out: Pair,
-        target: Target,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
-    ) -> None:
+    def _in_order(self, part: Step) -> Places:
+        """The results of `part` one after the other."""
+        return Places(Target.evenly(0, part.batch, part.merges), part.batch)
+
+    def _run_cells(self, part: Step, kept: _Kept, first: int, out: Pair, places: Places) -> None:
         """All cells of the merges `part`: what is kept goes to rows `first` on of `kept`, the states to `out`."""
-        batch, rows = part.batch, slice(first, first + part.rows)
+        rows = slice(first, first + part.rows)
         state: Pair | None = None
         if part.slot is not None:
             state = self._inputs(self.states, part.slot, part.rows)
         for number, (weight, bias) in enumerate(self.cells):
-            to: Pair = out
-            places, at_lefts, at_rights = target, prefixes, rights
+            to, where = out, places
             if number < len(self.cells) - 1:
                 hidden, cell = kept.between[number]
-                to, places = (hidden[rows], cell[rows]), Target.evenly(0, batch, part.merges)
-                at_lefts = at_rights = None
+                to, where = (hidden[rows], cell[rows]), self._in_order(part)
             if state is None:
-                self.arithmetic.forward_by_ids(self._pairs_of(part), bias.dtype, to, places, batch, at_rights)
+                self.arithmetic.forward_by_ids(self._pairs_of(part), bias.dtype, to, where)
             else:
                 gates = kept.gates[number]
                 gates = None if gates is None else gates[self._rows_of_gates(number, rows)]
-                self.arithmetic.forward(state, weight, bias, gates, to, places, batch, at_lefts, at_rights)
+                self.arithmetic.forward(state, weight, bias, gates, to, where)
             state = to[0], to[1][:, None]
 
     def _rows_of_gates(self, number: int, rows: slice) -> slice:
@@ -538,23 +515,21 @@ class Tree:
             first = part.first
             if not self.keep:
                 first = 0
-                in_order = Target.evenly(0, part.batch, part.merges)
                 if part.slot is not None or len(self.cells) > 1:  # else its cell keeps nothing
-                    self._run_cells(part, self.again, first, self.unused, in_order)
+                    self._run_cells(part, self.again, first, self.unused, self._in_order(part))
             self._cells_backward(part, self.kept if self.keep else self.again, first)
 
     def _cells_backward(self, part: Step, kept: _Kept, first: int) -> None:
-        batch, count = part.batch, part.rows
+        count = part.rows
         rows = slice(first, first + count)
-        gradient, target = self.gradients, part.target
-        prefixes, rights = self._prefixes_of(part, self.of_prefixes), part.rights
+        gradient, places = self.gradients, self._places_of(part, self.of_prefixes)
         for number in reversed(range(len(self.cells))):
             into: Pair
             if number:
                 cell = kept.between[number - 1][1][rows, None]
                 into = self.between_gradients[(number - 1) % 2][:count], cell
             elif part.slot is None:
-                self.arithmetic.backward_by_ids(gradient, target, batch, self._pairs_of(part), self.of_pairs, rights)
+                self.arithmetic.backward_by_ids(gradient, places, self._pairs_of(part), self.of_pairs)
                 break
             else:
                 cell = self._inputs(self.states, part.slot, count)[1]
@@ -563,11 +538,8 @@ class Tree:
             assert gates is not None
             sums = self._room_for_sums(number, self.arithmetic.sums(count, self.like.dtype))
             weight, slopes = self.cells[number][0], self.slopes[number].at(own)
-            self.arithmetic.backward(
-                gradient, target, batch, gates[own], cell, weight, slopes, sums, into, prefixes, rights
-            )
-            gradient, target = (into[0], into[1].flatten(1)), Target.evenly(0, batch, part.merges)
-            prefixes = rights = None
+            self.arithmetic.backward(gradient, places, gates[own], cell, weight, slopes, sums, into)
+            gradient, places = (into[0], into[1].flatten(1)), self._in_order(part)
         if not self.keep:  # what the next part computes again goes to the same buffers
             self._multiply_slopes(kept, part.slot, first, count)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Prefixes, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Places, Prefixes, Survey
 from .layout import Lefts, Rights, Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
@@ -169,10 +169,7 @@ class TorchArithmetic:
         bias: Tensor,
         gates: Tensor | None,
         out: Pair,
-        target: Target,
-        batch: int,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
+        places: Places,
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
@@ -182,7 +179,7 @@ class TorchArithmetic:
         else:
             torch.addmm(bias, hidden, weight.values.t(), out=gates)
         _activate(gates, cell.shape[-1])
-        _finish(gates, cell, out, target, batch, prefixes, rights)
+        _finish(gates, cell, out, places)
 
     def merges_by_ids(self, ids: int, merges: int) -> bool:
         """See `Arithmetic`."""
@@ -197,19 +194,11 @@ class TorchArithmetic:
         """See `Arithmetic`."""
         return left @ right
 
-    def forward_by_ids(
-        self,
-        pairs: Pairs,
-        dtype: torch.dtype,
-        out: Pair,
-        target: Target,
-        batch: int,
-        rights: Rights | None = None,
-    ) -> None:
+    def forward_by_ids(self, pairs: Pairs, dtype: torch.dtype, out: Pair, places: Places) -> None:
         """See `Arithmetic`."""
         ids = _each_side(pairs)
         cell = _cells_of(pairs, ids)
-        _finish(_gates_of(pairs, ids), cell, out, target, batch, None, rights)
+        _finish(_gates_of(pairs, ids), cell, out, places)
 
     def sums(self, count: int, dtype: torch.dtype) -> int:
         """See `Arithmetic`."""
@@ -222,37 +211,26 @@ class TorchArithmetic:
     def backward(
         self,
         gradient: Pair,
-        target: Target,
-        batch: int,
+        places: Places,
         gates: Tensor,
         cell: Tensor,
         weight: InUnits,
         slopes: InUnits,
         sums: Tensor,
         into: Pair,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, gates, cell, into[1], prefixes, rights)
+        _differentiate(gradient, places, gates, cell, into[1])
         if slopes.values.dtype != gates.dtype:
             slopes.values.copy_(gates)
         torch.sum(gates, 0, keepdim=True, out=sums)
         torch.mm(slopes.values, weight.values, out=into[0])
 
-    def backward_by_ids(
-        self,
-        gradient: Pair,
-        target: Target,
-        batch: int,
-        pairs: Pairs,
-        into: Pair,
-        rights: Rights | None = None,
-    ) -> None:
+    def backward_by_ids(self, gradient: Pair, places: Places, pairs: Pairs, into: Pair) -> None:
         """See `Arithmetic`."""
         ids = _each_side(pairs)
         cell, gates = _cells_of(pairs, ids), _gates_of(pairs, ids)
-        _differentiate(gradient, target, batch, gates, cell, cell, None, rights)
+        _differentiate(gradient, places, gates, cell, cell)
         for side, of_terms, of_cell in zip(ids, into[0], cell.unbind(1), strict=True):
             _add_by_id(of_terms, gates, side)
             _add_by_id(into[1], of_cell, side)
@@ -336,37 +314,21 @@ def _activate(gates: Tensor, size: int) -> Tensor:
     return gates
 
 
-def _finish(
-    gates: Tensor,
-    cell: Tensor,
-    out: Pair,
-    target: Target,
-    batch: int,
-    prefixes: Prefixes | None,
-    rights: Rights | None,
-) -> None:
+def _finish(gates: Tensor, cell: Tensor, out: Pair, places: Places) -> None:
     """The rest of a cell, of its `gates`' values [n, (3 + F) * H]."""
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
     after = _cell(i, g, forgets, cell)
-    _put(out[1], target, batch, prefixes, rights, after)
+    _put(out[1], places, after)
     hidden = after.tanh_().mul_(o)
-    _put(out[0], target, batch, prefixes, rights, hidden)
-    if prefixes is not None:
-        _write(prefixes.hidden, target, batch, hidden)
+    _put(out[0], places, hidden)
+    if places.prefixes is not None:
+        _write(places.prefixes.hidden, places.target, places.batch, hidden)
 
 
-def _differentiate(
-    gradient: Pair,
-    target: Target,
-    batch: int,
-    gates: Tensor,
-    cell: Tensor,
-    of_cell: Tensor,
-    prefixes: Prefixes | None,
-    rights: Rights | None,
-) -> None:
+def _differentiate(gradient: Pair, places: Places, gates: Tensor, cell: Tensor, of_cell: Tensor) -> None:
     """The slopes, which replace the gates' values, and the gradient of the cell states before, as `backward` does."""
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
+    target, batch, prefixes, rights = places
     if prefixes is None:
         d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
     else:
@@ -413,10 +375,9 @@ def _read(buffer: Tensor, target: Target, batch: int, like: Tensor) -> Tensor:
     return states
 
 
-def _put(
-    buffer: Tensor, target: Target, batch: int, prefixes: Prefixes | None, rights: Rights | None, states: Tensor
-) -> None:
+def _put(buffer: Tensor, places: Places, states: Tensor) -> None:
     """Copy `states` [n, H] to all of their slots of `buffer` [slots, H]."""
+    target, batch, prefixes, rights = places
     if prefixes is None:
         _write(buffer, target, batch, states)
     else:

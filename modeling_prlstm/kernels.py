@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Prefixes, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Places, Prefixes, Survey
 from .layout import Rights, Run, Target
 
 try:
@@ -252,10 +252,7 @@ class TritonArithmetic:
         bias: Tensor,
         gates: Tensor | None,
         out: Pair,
-        target: Target,
-        batch: int,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
+        places: Places,
     ) -> None:
         """See `Arithmetic`."""
         hidden, cell = state
@@ -275,11 +272,11 @@ class TritonArithmetic:
             bias,
             gates,
             *out,
-            *_of_prefixes(prefixes),
-            *_of_rights(rights),
+            *_of_prefixes(places.prefixes),
+            *_of_rights(places.rights),
             count,
-            batch,
-            *_in_pairs(target, batch, count),
+            places.batch,
+            *_in_pairs(places.target, places.batch, count),
             SIZE=size,
             STATES=states,
             KEEP=gates is not None,
@@ -312,22 +309,14 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         return _product_in_float32(left, right)
 
-    def forward_by_ids(
-        self,
-        pairs: Pairs,
-        dtype: torch.dtype,
-        out: Pair,
-        target: Target,
-        batch: int,
-        rights: Rights | None = None,
-    ) -> None:
+    def forward_by_ids(self, pairs: Pairs, dtype: torch.dtype, out: Pair, places: Places) -> None:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         count, size = ids.numel() // 2, cell.shape[1]
         rows, columns = 4, min(128, triton.next_power_of_2(size))  # 4 states a thread
         _forward_by_ids[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
-            *(ids, terms, cell, *out, *_of_rights(rights), *ids.stride(), len(cell), count, batch),
-            *_in_pairs(target, batch, count),
+            *(ids, terms, cell, *out, *_of_rights(places.rights), *ids.stride(), len(cell), count, places.batch),
+            *_in_pairs(places.target, places.batch, count),
             SIZE=size,
             UNIT=_hidden_unit(out[0], dtype),
             ROWS=rows,
@@ -346,47 +335,36 @@ class TritonArithmetic:
     def backward(
         self,
         gradient: Pair,
-        target: Target,
-        batch: int,
+        places: Places,
         gates: Tensor,
         cell: Tensor,
         weight: InUnits,
         slopes: InUnits,
         sums: Tensor,
         into: Pair,
-        prefixes: Prefixes | None = None,
-        rights: Rights | None = None,
     ) -> None:
         """See `Arithmetic`."""
-        _differentiate(gradient, target, batch, prefixes, rights, gates, cell, weight.units, slopes, sums, into[1])
+        _differentiate(gradient, places, gates, cell, weight.units, slopes, sums, into[1])
         if slopes.units is not None:
             self._multiply(slopes, weight.values, into[0])
         else:
             torch.mm(slopes.values, weight.values, out=into[0])
 
-    def backward_by_ids(
-        self,
-        gradient: Pair,
-        target: Target,
-        batch: int,
-        pairs: Pairs,
-        into: Pair,
-        rights: Rights | None = None,
-    ) -> None:
+    def backward_by_ids(self, gradient: Pair, places: Places, pairs: Pairs, into: Pair) -> None:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         (known, size), tokens = cell.shape, ids.numel()
         order, keys, starts = _sort_by_id(ids, known, sides=2)
         columns, windows = min(128, triton.next_power_of_2(size)), tokens // PAIRS_WINDOW
         of_windows = cell.new_empty(windows, 6 * size)
-        read = *gradient, *_of_rights(rights), ids, terms, cell, order
-        places = *ids.stride(), known, batch, *_in_pairs(target, batch, tokens // 2)
+        read = *gradient, *_of_rights(places.rights), ids, terms, cell, order
+        where = *ids.stride(), known, places.batch, *_in_pairs(places.target, places.batch, tokens // 2)
         exact = self.hidden_dtype(gradient[0].dtype) == torch.float32
         sizes = {"WINDOW": PAIRS_WINDOW, "SIZE": size, "EXACT": exact}
         sizes |= {"ROWS": 4, "COLUMNS": columns, "num_warps": 4}  # 4 states a thread
         if windows:
-            _pairs_of_windows[windows, triton.cdiv(size, columns)](*read, keys, of_windows, *places, **sizes)
-        _pairs_of_ids[known, triton.cdiv(size, columns)](*read, starts, of_windows, *into, *places, **sizes)
+            _pairs_of_windows[windows, triton.cdiv(size, columns)](*read, keys, of_windows, *where, **sizes)
+        _pairs_of_ids[known, triton.cdiv(size, columns)](*read, starts, of_windows, *into, *where, **sizes)
 
     def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor) -> None:
         """Write `slopes` times `weight` to `into`."""
@@ -425,10 +403,7 @@ class TritonArithmetic:
 
 def _differentiate(
     gradient: Pair,
-    target: Target,
-    batch: int,
-    prefixes: Prefixes | None,
-    rights: Rights | None,
+    places: Places,
     gates: Tensor,
     cell: Tensor,
     weight_units: Tensor | None,
@@ -448,9 +423,9 @@ def _differentiate(
         at_once = max(1, min(rows, 512 // columns)) if many else 1
         warps = max(1, min(16, at_once * columns // (256 if many else 128)))
     _backward[(len(sums) * triton.cdiv(size, columns),)](
-        *(*gradient, *_of_prefixes(prefixes), *_of_rights(rights)),
-        *(gates, cell, weight_units, *slopes, of_cell, sums, count, batch),
-        *_in_pairs(target, batch, count),
+        *(*gradient, *_of_prefixes(places.prefixes), *_of_rights(places.rights)),
+        *(gates, cell, weight_units, *slopes, of_cell, sums, count, places.batch),
+        *_in_pairs(places.target, places.batch, count),
         SIZE=size,
         STATES=states,
         ROWS=rows,

@@ -7,7 +7,7 @@ section 3).
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -142,8 +142,24 @@ class Arithmetic(Protocol):
     def place(self, leaves: "Leaves", out: Pair, target: Target) -> None:
         """Copy the leaves' states to `out`, hidden and cell [slots, H]: position p of row b to its `target`."""
 
-    def gather(self, gradient: Pair, target: Target, leaves: "Leaves") -> Pair:
-        """The gradients of `leaves.hidden` and `leaves.cell`, of the `gradient` of all slots: `place` backwards."""
+    def sort_ids(self, ids: Tensor, count: int, sides: int) -> "Order":
+        """Start to bring the tokens with each of `count` ids together, of `ids` [B, T], beside the work that follows.
+
+        Args:
+            ids: see above.
+            count: see above.
+            sides: 1, for `gather`; or 2, for `backward_by_ids`: left and right ones apart.
+        """
+
+    def gather(self, gradient: Pair, target: Target, leaves: "Leaves", order: "Order") -> Pair:
+        """The gradients of `leaves.hidden` and `leaves.cell`, of the `gradient` of all slots: `place` backwards.
+
+        Args:
+            gradient: see above.
+            target: see `place`.
+            leaves: see above.
+            order: of their ids, if they have any.
+        """
 
     def copy(self, buffers: Pair, source: Run, into: Run, count: int, batch: int, add: bool) -> None:
         """Copy, or `add`, the states at `source`, `count` a row, to those at `into` of the same buffers [slots, H]."""
@@ -234,18 +250,23 @@ class Arithmetic(Protocol):
                 be `cell` itself.
         """
 
-    def backward_by_ids(self, gradient: Pair, places: Places, pairs: "Pairs", into: Pair) -> None:
+    def backward_by_ids(self, gradient: Pair, places: Places, pairs: "Pairs", order: "Order", into: Pair) -> None:
         """Differentiate the binary cell of `pairs`, whose gates it computes again: that costs less than to keep them.
 
         Args:
             gradient: as in `backward`.
             places: as in `backward`.
             pairs: see `Pairs`.
+            order: of their ids, by sides.
             into: the gradients of the pairs' terms [2, V, 5H] and cell states [V, H], to which these are added.
         """
 
     def weight_gradient(self, slopes: InUnits, inputs: Tensor, weight: InUnits) -> Tensor:
         """The gradient [(3 + F) * H, F * H] of a cell's `weight`, of the hidden states [n, F * H] that it read."""
+
+
+# What `Arithmetic.sort_ids` gives; None where there is nothing to sort.
+Order = Any
 
 
 class Leaves(NamedTuple):
@@ -295,6 +316,14 @@ class Pairs(NamedTuple):
     ids: Tensor
     terms: Tensor
     cell: Tensor
+
+
+class _Placed(NamedTuple):
+    """Leaves and where they were placed; in the backward also the order of their ids."""
+
+    leaves: Leaves
+    target: Target
+    order: Order = None
 
 
 class _Kept(NamedTuple):
@@ -358,6 +387,7 @@ class Tree:
 
         Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates' values.
         """
+        self._sort_ids()
         self._start_gradients()
         self._append_backward(gradient)
         self._levels_backward()
@@ -369,13 +399,13 @@ class Tree:
 
     def _look_up(self, leaves: Leaves) -> None:
         """Put the leaves, and the blocks of pairs of them that have tables, where they are merged."""
-        self.placed: list[list[tuple[Leaves, Target]]] = []  # by level
+        self.placed: list[list[_Placed]] = []  # by level
         for level, (table, lookups) in enumerate(zip_longest(self.layout.tables, self.layout.lookups)):
-            placed = [(self._some_leaves(leaves, columns, level), target) for columns, target in lookups]
+            placed = [_Placed(self._some_leaves(leaves, columns, level), target) for columns, target in lookups]
             if table is not None:
-                placed.append((leaves.all_pairs(), table.operands))
-            for part, target in placed:
-                self.arithmetic.place(part, self.states, target)
+                placed.append(_Placed(leaves.all_pairs(), table.operands))
+            for part in placed:
+                self.arithmetic.place(part.leaves, self.states, part.target)
             self.placed.append(placed)
             if table is not None:
                 self._merge(table.step)
@@ -395,6 +425,20 @@ class Tree:
         assert self.lengths is not None
         return leaves.last(self.lengths >> level)
 
+    def _sort_ids(self) -> None:
+        """Start to bring equal ids together, for their gradients to be summed at the end."""
+
+        def sorted_by_id(part: _Placed) -> _Placed:
+            ids, hidden, _ = part.leaves
+            return part if ids is None else part._replace(order=self.arithmetic.sort_ids(ids, len(hidden), sides=1))
+
+        self.placed = [[sorted_by_id(part) for part in placed] for placed in self.placed]
+        if self.layout.by_ids is not None:
+            pairs = {part: self._pairs_of(part) for part in self.parts[self.layout.by_ids]}
+            self.pair_orders = {
+                part: self.arithmetic.sort_ids(ids, len(cell), sides=2) for part, (ids, _, cell) in pairs.items()
+            }
+
     def _look_up_backward(self) -> Pair:
         """The gradients of the leaves' states."""
         gradients: Pair | None = None
@@ -403,7 +447,7 @@ class Tree:
                 for into, gradient in zip(self._results(self.gradients, table), gradients, strict=True):
                     into.copy_(gradient)
                 self._merge_backward(table.step)
-            found = [self.arithmetic.gather(self.gradients, target, part) for part, target in placed]
+            found = [self.arithmetic.gather(self.gradients, target, leaves, order) for leaves, target, order in placed]
             if gradients is None and self.layout.by_ids is not None:
                 found.append(self._pairs_backward())
             (hidden, cell), *others = found
@@ -529,7 +573,8 @@ class Tree:
                 cell = kept.between[number - 1][1][rows, None]
                 into = self.between_gradients[(number - 1) % 2][:count], cell
             elif part.slot is None:
-                self.arithmetic.backward_by_ids(gradient, places, self._pairs_of(part), self.of_pairs)
+                pairs, order = self._pairs_of(part), self.pair_orders[part]
+                self.arithmetic.backward_by_ids(gradient, places, pairs, order, self.of_pairs)
                 break
             else:
                 cell = self._inputs(self.states, part.slot, count)[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .cells import lstm_leaf
-from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Places, Prefixes, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Order, Pair, Pairs, Places, Prefixes, Survey
 from .layout import Lefts, Rights, Run, Target
 
 # Up to this many ids, the gradients of equal ids are summed by a product with the one-hot ids: on a GPU up to many,
@@ -112,7 +112,11 @@ class TorchArithmetic:
                 else:
                     slots.copy_(states[ids])
 
-    def gather(self, gradient: Pair, target: Target, leaves: Leaves) -> Pair:
+    def sort_ids(self, ids: Tensor, count: int, sides: int) -> Order:
+        """See `Arithmetic`."""
+        return None
+
+    def gather(self, gradient: Pair, target: Target, leaves: Leaves, order: Order) -> Pair:
         """See `Arithmetic`."""
         of_hidden, of_cell = (
             _of_leaves(part, target, leaves, states) for part, states in zip(gradient, leaves[1:], strict=True)
@@ -226,7 +230,7 @@ class TorchArithmetic:
         torch.sum(gates, 0, keepdim=True, out=sums)
         torch.mm(slopes.values, weight.values, out=into[0])
 
-    def backward_by_ids(self, gradient: Pair, places: Places, pairs: Pairs, into: Pair) -> None:
+    def backward_by_ids(self, gradient: Pair, places: Places, pairs: Pairs, order: Order, into: Pair) -> None:
         """See `Arithmetic`."""
         ids = _each_side(pairs)
         cell, gates = _cells_of(pairs, ids), _gates_of(pairs, ids)

@@ -18,12 +18,13 @@ Imported only when it runs. With `TRITON_INTERPRET=1` set before the import it r
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Pair, Pairs, Places, Prefixes, Survey
+from .fused import NO_ID, NO_SLOT, InUnits, Leaves, Order, Pair, Pairs, Places, Prefixes, Survey
 from .layout import Rights, Run, Target
 
 try:
@@ -195,7 +196,11 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         _move_leaves(leaves.ids, leaves[1:], out, target, leaves.shape, back=False)
 
-    def gather(self, gradient: Pair, target: Target, leaves: Leaves) -> Pair:
+    def sort_ids(self, ids: Tensor, count: int, sides: int) -> Order:
+        """See `Arithmetic`."""
+        return _sort_by_id(ids, count, sides) if sides == 2 or count > ONE_HOT_IDS else None
+
+    def gather(self, gradient: Pair, target: Target, leaves: Leaves, order: Order) -> Pair:
         """See `Arithmetic`."""
         ids, count = leaves.ids, len(leaves.hidden)
         if ids is not None:
@@ -203,7 +208,8 @@ class TritonArithmetic:
                 in_tf32 = self.tf32 or gradient[0].dtype != torch.float32
                 of_hidden, of_cell = _sum_few(gradient, target, ids, count, "tf32" if in_tf32 else "ieee")
             else:
-                of_hidden, of_cell = _sum_many(gradient, target, ids, count)
+                order.wait()
+                of_hidden, of_cell = (_sum_sorted_rows(part, order, target, len(ids)) for part in gradient)
             return of_hidden, of_cell
         shape = *leaves.shape, leaves.hidden.shape[-1]
         of_tokens = gradient[0].new_empty(shape), gradient[1].new_empty(shape)
@@ -350,14 +356,15 @@ class TritonArithmetic:
         else:
             torch.mm(slopes.values, weight.values, out=into[0])
 
-    def backward_by_ids(self, gradient: Pair, places: Places, pairs: Pairs, into: Pair) -> None:
+    def backward_by_ids(self, gradient: Pair, places: Places, pairs: Pairs, order: Order, into: Pair) -> None:
         """See `Arithmetic`."""
         ids, terms, cell = pairs
         (known, size), tokens = cell.shape, ids.numel()
-        order, keys, starts = _sort_by_id(ids, known, sides=2)
+        order.wait()
+        ordered, keys, starts = order.order, order.keys, order.starts
         columns, windows = min(128, triton.next_power_of_2(size)), tokens // PAIRS_WINDOW
         of_windows = cell.new_empty(windows, 6 * size)
-        read = *gradient, *_of_rights(places.rights), ids, terms, cell, order
+        read = *gradient, *_of_rights(places.rights), ids, terms, cell, ordered
         where = *ids.stride(), known, places.batch, *_in_pairs(places.target, places.batch, tokens // 2)
         exact = self.hidden_dtype(gradient[0].dtype) == torch.float32
         sizes = {"WINDOW": PAIRS_WINDOW, "SIZE": size, "EXACT": exact}
@@ -587,45 +594,59 @@ def _sum_few(gradient: Pair, target: Target, ids: Tensor, count: int, precision:
     return total(sums)
 
 
-def _sum_many(gradient: Pair, target: Target, ids: Tensor, count: int) -> Tensor:
-    """As `_sum_few`: the tokens of an id are brought together by sorting."""
-    ordered = _sort_by_id(ids, count)
-    return torch.stack([_sum_sorted_rows(part, ordered, target, len(ids)) for part in gradient])
-
-
 class _Ordered(NamedTuple):
-    """Tokens by id.
+    """Tokens by id, once the stream has waited for them.
 
     Attributes:
         order: of the tokens [n].
         keys: theirs in that order [n].
         starts: where each key begins there [keys + 1].
+        ready: when that is so; None: at once.
+        read: what is read until then.
     """
 
     order: Tensor
     keys: Tensor
     starts: Tensor
+    ready: torch.cuda.Event | None
+    read: tuple[Tensor, ...]
+
+    def wait(self) -> None:
+        """Let what follows on this stream wait."""
+        if self.ready is not None:
+            torch.cuda.current_stream().wait_event(self.ready)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _sort_by_id(ids: Tensor, known: int, sides: int = 1) -> _Ordered:
     """Bring the tokens with each of the `known` ids together, of `ids` [B, T]; with two `sides`, of each side apart.
 
-    The left ones then have their ids for keys, and the right ones those of as many more. Unknown ids come last.
+    The left ones then have their ids for keys, and the right ones those of as many more. Unknown ids come last. On a
+    GPU it is done by a stream of its own, whose many small kernels would else be waited for.
     """
-    batch, length = ids.shape
-    count = sides * known
+    tokens, count = ids.numel(), sides * known
     narrow = torch.int16 if count < 2**15 else torch.int32  # quicker to sort
-    keys = torch.empty(batch * length, dtype=narrow, device=ids.device)
-    grid = (triton.cdiv(len(keys), 256),)
-    _keys[grid](ids, keys, *ids.stride(), known, batch, len(keys), SIDES=sides, BLOCK=256)
-    keys, order = keys.sort(stable=True)
-    starts = torch.searchsorted(keys, torch.arange(count + 1, dtype=narrow, device=ids.device))
-    return _Ordered(order, keys, starts)
+    # Memory of this stream, in which all of it stays until it was waited for: so no other use comes between.
+    unsorted, keys = (torch.empty(tokens, dtype=narrow, device=ids.device) for _ in range(2))
+    order, starts = (torch.empty(n, dtype=torch.int64, device=ids.device) for n in (tokens, count + 1))
+    beside = None if INTERPRETED else _side_stream(ids.device)
+    if beside is not None:
+        beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        grid = (triton.cdiv(tokens, 256),)
+        _keys[grid](ids, unsorted, *ids.stride(), known, len(ids), tokens, SIDES=sides, BLOCK=256)
+        torch.sort(unsorted, stable=True, out=(keys, order))
+        torch.searchsorted(keys, torch.arange(count + 1, dtype=narrow, device=ids.device), out=starts)
+    return _Ordered(order, keys, starts, None if beside is None else beside.record_event(), (ids, unsorted))
 
 
 def _sum_sorted_rows(rows: Tensor, ordered: _Ordered, target: Target, batch: int) -> Tensor:
     """The sums [V, W] of the `rows` [n, W] at the `target` of the tokens of each of V keys."""
-    order, keys, starts = ordered
+    order, keys, starts, *_ = ordered
     count, windows, width = len(starts) - 1, len(order) // WINDOW, rows.shape[1]
     places = batch, *_in_pairs(target, batch, len(order))
     columns = min(128, triton.next_power_of_2(width))

@@ -319,7 +319,9 @@ def test_when_to_merge_by_ids(monkeypatch):
 def test_sorting_by_id(count, sides):
     ids = torch.tensor([[0, count - 1, -1, 2], [count, count - 1, 2, count + 7]])
     sort = pkgutil.resolve_name("modeling_prlstm.kernels._sort_by_id")
-    order, keys, starts = (part.cpu() for part in sort(ids.to(DEVICE["triton"]), count, sides))
+    ordered = sort(ids.to(DEVICE["triton"]), count, sides)
+    ordered.wait()
+    order, keys, starts = (part.cpu() for part in ordered[:3])
     side = torch.arange(8) // 2 % sides
     expected = ids.t().flatten() + count * side
     expected[(ids.t().flatten() < 0) | (ids.t().flatten() >= count)] = sides * count

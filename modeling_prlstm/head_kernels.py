@@ -21,7 +21,10 @@ MOST_CLASSES = 64
 # So many sums of the weights' gradients, over some of the states each, are made before they are summed themselves.
 PARTS = 128
 
-ROWS, COLUMNS = 32, 64
+# A program's states: fewer of fewer than `MANY`, for more processors to have some.
+ROWS, FEW_ROWS, MANY = 32, 16, 4096
+
+COLUMNS = 64
 
 
 def classify(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,7 +52,8 @@ class _Classify(torch.autograd.Function):
         classes = len(weight)
         logits = states.new_empty(*states.shape[:-1], classes)
         count = logits.numel() // classes
-        _logits[(triton.cdiv(count, ROWS),)](states, weight, bias, logits, count, **_sizes(weight))
+        sizes = _sizes(weight, FEW_ROWS if count < MANY else ROWS)
+        _logits[(triton.cdiv(count, sizes["ROWS"]),)](states, weight, bias, logits, count, **sizes)
         return logits
 
     @staticmethod
@@ -65,19 +69,19 @@ class _Classify(torch.autograd.Function):
         of_states = torch.empty_like(states)
         sums = states.new_empty(min(PARTS, triton.cdiv(count, ROWS)), classes * (size + 1), dtype=torch.float32)
         grid = len(sums), triton.cdiv(size, COLUMNS)
-        _logits_backward[grid](states, weight, gradient.contiguous(), of_states, sums, count, **_sizes(weight))
+        _logits_backward[grid](states, weight, gradient.contiguous(), of_states, sums, count, **_sizes(weight, ROWS))
         found = total(sums).to(weight.dtype)
         return of_states, found[: classes * size].view(classes, size), found[classes * size :]
 
 
-def _sizes(weight: Tensor) -> dict[str, Any]:
+def _sizes(weight: Tensor, rows: int) -> dict[str, Any]:
     classes, size = weight.shape
     return {
         "CLASSES": classes,
         "SIZE": size,
         "PADDED": max(16, triton.next_power_of_2(classes)),
         "WIDEN": INTERPRETED and weight.dtype == torch.bfloat16,
-        "ROWS": ROWS,
+        "ROWS": rows,
         "COLUMNS": COLUMNS,
     }
 

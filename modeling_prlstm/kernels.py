@@ -166,23 +166,23 @@ class TritonArithmetic:
 
     def leaf(self, product: Tensor) -> Pair:
         """See `Arithmetic`."""
-        product = product.contiguous()
         *shape, width = product.shape
         hidden = product.new_empty(*shape, width // 3, dtype=self.hidden_dtype(product.dtype))
         cell = torch.empty_like(hidden, dtype=torch.float32)
-        grid, sizes = _tiles_of_states(hidden)
+        rows = product.flatten(0, -2)
+        grid, sizes = _leaf_tiles(rows)
         unit = _hidden_unit(hidden, product.dtype)
-        _leaf[grid](product, hidden, cell, hidden.numel() // hidden.shape[-1], UNIT=unit, **sizes)
+        _leaf[grid](rows, hidden, cell, len(rows), *rows.stride(), UNIT=unit, **sizes)
         return hidden, cell
 
     def leaf_backward(self, product: Tensor, gradient: Pair) -> Tensor:
         """See `Arithmetic`."""
-        product = product.contiguous()
-        slopes = torch.empty_like(product)
+        rows = product.flatten(0, -2)
+        slopes = torch.empty_like(rows)  # their order in memory too: the weight's gradient is not copied then
         hidden, cell = gradient
-        grid, sizes = _tiles_of_states(hidden)
-        _leaf_backward[grid](product, hidden, cell, slopes, hidden.numel() // hidden.shape[-1], **sizes)
-        return slopes
+        grid, sizes = _leaf_tiles(rows)
+        _leaf_backward[grid](rows, hidden, cell, slopes, len(rows), *rows.stride(), *slopes.stride(), **sizes)
+        return slopes.view(product.shape)
 
     def pair_ids(self, ids: Tensor, count: int) -> Tensor:
         """See `Arithmetic`."""
@@ -263,7 +263,7 @@ class TritonArithmetic:
         """See `Arithmetic`."""
         hidden, cell = state
         count, states, size = cell.shape
-        described = _can_describe(hidden, weight.values, size)
+        described = count >= MANY_ROWS // 2 and _can_describe(hidden, weight.values, size)
         tile = _forward_tile(count, states, size, hidden.dtype, described)
         columns = triton.cdiv(size, tile.columns)
         operands: tuple[Any, ...] = hidden, weight.values, None
@@ -376,7 +376,7 @@ class TritonArithmetic:
     def _multiply(self, slopes: InUnits, weight: Tensor, into: Tensor) -> None:
         """Write `slopes` times `weight` to `into`."""
         (count, width), inputs = slopes.values.shape, weight.shape[1]
-        described = _can_describe(slopes.values, weight, inputs)
+        described = count >= MANY_ROWS and _can_describe(slopes.values, weight, inputs)
         tile = _product_tile(count, inputs, described)
         operands: tuple[Any, ...] = slopes.values, weight
         if described:
@@ -470,8 +470,8 @@ def _product_in_float32(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _can_describe(left: Tensor, weight: Tensor, size: int) -> bool:
-    """Whether to read a product's operands by descriptors: many rows, whole tiles, a GPU that has room for these."""
-    if len(left) < MANY_ROWS or size % 64 or left.dtype == torch.float32 or weight.data_ptr() % 16:
+    """Whether to read a product's operands of many rows by descriptors: whole tiles, a GPU that has room for these."""
+    if size % 64 or left.dtype == torch.float32 or weight.data_ptr() % 16:
         return False
     is_nvidia = torch.version.hip is None
     return INTERPRETED or (is_nvidia and torch.cuda.get_device_capability(left.device)[0] in (9, 10))
@@ -483,8 +483,10 @@ def _forward_tile(count: int, states: int, size: int, dtype: torch.dtype, descri
         return _Tile(64, 16, 16, 4, 2)
     if size < 64:
         return _Tile(32, 16, 16, 4, 2)
-    if described:
+    if described and count >= MANY_ROWS:
         return _Tile(128, 32, 64, 4, 3) if states == 2 else _Tile(128, 32, 64, 8, 3, registers=128)
+    if described:
+        return _Tile(64, 32, 64, 4, 3)
     if count >= MANY_ROWS:
         return _Tile(128, 32, 32, 4 if states == 2 else 8, 4)
     if count >= 384:
@@ -537,12 +539,13 @@ def _move_starts(buffers: Pair, starts: int, prefixes: Prefixes, batch: int, bac
     )
 
 
-def _tiles_of_states(states: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and sizes of the kernels that do something to each of `states` [..., H]."""
-    size = states.shape[-1]
-    columns = min(128, triton.next_power_of_2(size))
-    rows = triton.cdiv(states.numel() // size, 8)
-    return (rows, triton.cdiv(size, columns)), {"SIZE": size, "ROWS": 8, "COLUMNS": columns}
+def _leaf_tiles(product: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and sizes of the leaf's kernels, of its `product` [n, 3H], whose rows may be the columns of a weight."""
+    count, size = product.shape[0], product.shape[1] // 3
+    rows, columns = (64, 16) if product.stride(0) == 1 else (8, 128)
+    columns = min(columns, triton.next_power_of_2(size))
+    grid = triton.cdiv(count, rows), triton.cdiv(size, columns)
+    return grid, {"SIZE": size, "ROWS": rows, "COLUMNS": columns}
 
 
 def _move_leaves(
@@ -664,8 +667,10 @@ def total(parts: Tensor) -> Tensor:
     at_once = 1024 if count <= 1024 else 256
     programs = max(1, triton.cdiv(count, at_once))
     sums = parts.new_empty(programs, *parts.shape[1:])
+    rows, warps = (128, 4) if count <= 128 else (at_once, at_once // 64)
+    sizes = {"PARTS": at_once, "ROWS": rows, "COLUMNS": 16, "num_warps": warps}
     # The first dimension of a grid alone may pass 65,535.
-    _sum[(triton.cdiv(width, 16), programs)](parts, sums, count, width, PARTS=at_once, ROWS=128, COLUMNS=16)
+    _sum[(triton.cdiv(width, 16), programs)](parts, sums, count, width, **sizes)
     return sums[0] if programs == 1 else total(sums)
 
 
@@ -853,6 +858,8 @@ def _leaf(
     hidden_ptr,  # [count, SIZE], in UNIT
     cell_ptr,  # [count, SIZE], float32
     count,
+    product_row,  # the product's strides
+    product_column,
     UNIT: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -862,10 +869,11 @@ def _leaf(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
-    at = rows[:, None] * (3 * SIZE) + columns[None, :]
-    i = _sigmoid(tl.load(product_ptr + at, mask=inside, other=0.0).to(tl.float32))
-    g = _tanh(tl.load(product_ptr + at + SIZE, mask=inside, other=0.0).to(tl.float32), EXACT=True)
-    o = _sigmoid(tl.load(product_ptr + at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+    product_at = product_ptr + rows[:, None] * product_row
+    gates = columns.to(tl.int64)[None, :]
+    i = _sigmoid(tl.load(product_at + gates * product_column, mask=inside, other=0.0).to(tl.float32))
+    g = _tanh(tl.load(product_at + (gates + SIZE) * product_column, mask=inside, other=0.0).to(tl.float32), EXACT=True)
+    o = _sigmoid(tl.load(product_at + (gates + 2 * SIZE) * product_column, mask=inside, other=0.0).to(tl.float32))
     cell = i * g
     hidden = o * _tanh(cell, EXACT=True) / UNIT
     at = rows[:, None] * SIZE + columns[None, :]
@@ -880,6 +888,10 @@ def _leaf_backward(
     cell_gradient_ptr,  # [count, SIZE]
     slopes_ptr,  # [count, 3 * SIZE]
     count,
+    product_row,  # the product's strides, and the slopes'
+    product_column,
+    slopes_row,
+    slopes_column,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -888,19 +900,22 @@ def _leaf_backward(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows < count)[:, None] & (columns < SIZE)[None, :]
-    gates_at = rows[:, None] * (3 * SIZE) + columns[None, :]
+    product_at = product_ptr + rows[:, None] * product_row
+    gates = columns.to(tl.int64)[None, :]
     at = rows[:, None] * SIZE + columns[None, :]
-    i = _sigmoid(tl.load(product_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
-    g = _tanh(tl.load(product_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32), EXACT=True)
-    o = _sigmoid(tl.load(product_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+    i = _sigmoid(tl.load(product_at + gates * product_column, mask=inside, other=0.0).to(tl.float32))
+    g = _tanh(tl.load(product_at + (gates + SIZE) * product_column, mask=inside, other=0.0).to(tl.float32), EXACT=True)
+    o = _sigmoid(tl.load(product_at + (gates + 2 * SIZE) * product_column, mask=inside, other=0.0).to(tl.float32))
     activated = _tanh(i * g, EXACT=True)
     d_hidden = tl.load(hidden_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
     d_cell = tl.load(cell_gradient_ptr + at, mask=inside, other=0.0).to(tl.float32)
     d_cell += d_hidden * o * (1 - activated * activated)
     dtype = slopes_ptr.dtype.element_ty
-    tl.store(slopes_ptr + gates_at, (d_cell * g * i * (1 - i)).to(dtype), mask=inside)
-    tl.store(slopes_ptr + gates_at + SIZE, (d_cell * i * (1 - g * g)).to(dtype), mask=inside)
-    tl.store(slopes_ptr + gates_at + 2 * SIZE, (d_hidden * activated * o * (1 - o)).to(dtype), mask=inside)
+    slopes_at = slopes_ptr + rows[:, None] * slopes_row
+    tl.store(slopes_at + gates * slopes_column, (d_cell * g * i * (1 - i)).to(dtype), mask=inside)
+    tl.store(slopes_at + (gates + SIZE) * slopes_column, (d_cell * i * (1 - g * g)).to(dtype), mask=inside)
+    for_o = d_hidden * activated * o * (1 - o)
+    tl.store(slopes_at + (gates + 2 * SIZE) * slopes_column, for_o.to(dtype), mask=inside)
 
 
 @triton.jit(do_not_specialize=["ids_row", "ids_step", "pairs", "length", "count"])

@@ -18,7 +18,7 @@ from .layout import Form, Layout, Lefts, Rights, Run, Step, Table, Target
 NO_ID = NO_SLOT = -1
 
 # So many sums over some of the rows are kept for each gradient of a bias, before they are summed themselves.
-SUMS = 4096
+SUMS = 2048
 
 Pair = tuple[Tensor, Tensor]
 
@@ -246,8 +246,8 @@ class Arithmetic(Protocol):
             weight: `operand` of [(3 + F) * H, F * H].
             slopes: takes the gradient of the gates' sums.
             sums: takes sums of the gates' sums' gradients over some of the rows each, [`sums`(n, ...), (3 + F) * H].
-            into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]; the last may
-                be `cell` itself.
+            into: take the gradients of the states before the cell, hidden [n, F * H] and cell [n, F, H]. The first
+                may be where `gradient` has that of the same results, in any order; the last may be `cell` itself.
         """
 
     def backward_by_ids(self, gradient: Pair, places: Places, pairs: "Pairs", order: "Order", into: Pair) -> None:
@@ -571,7 +571,7 @@ class Tree:
             into: Pair
             if number:
                 cell = kept.between[number - 1][1][rows, None]
-                into = self.between_gradients[(number - 1) % 2][:count], cell
+                into = self._room_between(part, number), cell
             elif part.slot is None:
                 pairs, order = self._pairs_of(part), self.pair_orders[part]
                 self.arithmetic.backward_by_ids(gradient, places, pairs, order, self.of_pairs)
@@ -587,6 +587,20 @@ class Tree:
             gradient, places = (into[0], into[1].flatten(1)), self._in_order(part)
         if not self.keep:  # what the next part computes again goes to the same buffers
             self._multiply_slopes(kept, part.slot, first, count)
+
+    def _room_between(self, part: Step, number: int) -> Tensor:
+        """The place for the gradients of the hidden states between two cells of `part`, of which `number` is the last.
+
+        Where the results' gradients lie side by side it is theirs, as the last cell has read them by then.
+        """
+        if number == len(self.cells) - 1 and self._is_side_by_side(part):
+            return self.gradients[0][part.target.base : part.target.base + part.rows]
+        return self.between_gradients[(number - 1) % 2][: part.rows]
+
+    def _is_side_by_side(self, part: Step) -> bool:
+        """Whether the slots of the results of `part`, and of nothing else, follow each other."""
+        batch, (_, pair, side, row, *_) = part.batch, part.target
+        return part.merges % 2 == 0 and part.lefts is None and (pair, side, row) == (2 * batch, 1, 2)
 
     def _room_for_sums(self, number: int, count: int) -> Tensor:
         """The place for `count` more sums of a cell's slopes; where there is none, those before become one."""
@@ -643,7 +657,11 @@ class Tree:
         self.gradients = hidden.new_empty(hidden.shape, dtype=self.like.dtype), cell
         for part in self.gradients:
             part[layout.spare :].zero_()
-        self.between_gradients = [self.like.new_empty(self.widest, self.size) for _ in self.cells[1:3]]
+        parts = [part for parts in self.parts.values() for part in parts]
+        apart = max((part.rows for part in parts if not self._is_side_by_side(part)), default=0)
+        between = len(self.cells) - 1
+        widths = [self.widest] * (between - 1) + [apart] * min(between, 1)
+        self.between_gradients = [self.like.new_empty(max(widths[k::2], default=0), self.size) for k in range(2)]
         if not self.keep:
             self.again = self._make_kept(self.widest, gates=True)
             self.unused = self._states(self.widest, self.hidden_dtype)
@@ -652,7 +670,6 @@ class Tree:
         self.weight_gradients: list[Tensor | None] = [None for _ in self.cells]
         if layout.by_ids is not None:
             self.of_pairs = torch.zeros_like(self.pairs.terms), torch.zeros_like(self.pairs.cell)
-        parts = [part for parts in self.parts.values() for part in parts]
         counts = [self.arithmetic.sums(part.rows, self.like.dtype) for part in parts]
         count = min(sum(counts), max(SUMS, 1 + max(counts, default=0)))
         self.bias_sums = [self.like.new_empty(count, len(bias), dtype=self.wide) for _, bias in self.cells]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .kernels import INTERPRETED, multiply, tl, total, triton  # which says what to do where there is no triton
+from .kernel_parts import INTERPRETED, multiply, tl, total, triton
 
 # Of more classes a product has enough columns to be fast.
 MOST_CLASSES = 64

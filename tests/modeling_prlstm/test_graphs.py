@@ -59,15 +59,29 @@ def stand_in(work, stream, pool=None):
     return graph.results, graph
 
 
+class Nothing:
+    """A stream, or an event, where there is no GPU."""
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def record(self):
+        pass
+
+
 @pytest.fixture
 def device(monkeypatch):
     if torch.cuda.is_available():
         return "cuda"
     monkeypatch.setattr(graphs, "capture", stand_in)
     monkeypatch.setattr(graphs, "_rehearsal", lambda stream: contextlib.nullcontext())
-    nothing = SimpleNamespace(synchronize=lambda: None, record=lambda: None)
-    for name in ("current_stream", "Stream", "Event"):
-        monkeypatch.setattr(torch.cuda, name, lambda *arguments, **options: nothing)
+    for name in ("Stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, Nothing)
+    own = Nothing()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: own)
     for module in (graphs, composer, modeling_prlstm):
         monkeypatch.setattr(module, "can_capture", lambda device: not graphs._paused.get())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -162,8 +162,8 @@ def test_survey(shape, missing, dtype):
 @pytest.mark.parametrize("batch", [1, 3, 29])
 def test_sorted_ids(batch, monkeypatch):
     """One id has whole windows of tokens, and some before and after them."""
-    monkeypatch.setattr("modeling_prlstm.kernels.ONE_HOT_IDS", 0)
-    monkeypatch.setattr("modeling_prlstm.kernels.WINDOW", 40)
+    monkeypatch.setattr("modeling_prlstm.id_kernels.ONE_HOT_IDS", 0)
+    monkeypatch.setattr("modeling_prlstm.id_kernels.WINDOW", 40)
     model = model_of()
     tokens = batch_of(19, batch)
     tokens[:, 5:] = 2
@@ -238,7 +238,7 @@ def test_merging_by_ids(backend, length, every_prefix, lengths, checkpoint, monk
 @pytest.mark.parametrize(("every_prefix", "checkpoint"), [(True, False), (False, True), (False, False)])
 def test_merging_by_ids_above_tables(backend, every_prefix, checkpoint, monkeypatch):
     monkeypatch.setattr("modeling_prlstm.layout.REPEATS", 1)
-    monkeypatch.setattr("modeling_prlstm.kernels.PAIRS_WINDOW", 4)
+    monkeypatch.setattr("modeling_prlstm.id_kernels.PAIRS_WINDOW", 4)
     model = model_of(vocab_size=2, num_refinements=0).train()
     arguments = batch_of(22, batch=29) % 2, None, every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
@@ -251,7 +251,7 @@ def test_merging_by_ids_above_tables(backend, every_prefix, checkpoint, monkeypa
 @pytest.mark.parametrize(("every_prefix", "batch"), [(True, 29), (False, 29), (False, 3)])
 def test_merging_a_frequent_id(backend, every_prefix, batch, monkeypatch):
     """It has whole windows of tokens on each side, and some before and after them; others have a few."""
-    monkeypatch.setattr("modeling_prlstm.kernels.PAIRS_WINDOW", 6)
+    monkeypatch.setattr("modeling_prlstm.id_kernels.PAIRS_WINDOW", 6)
     model = model_of(num_refinements=1)
     tokens = batch_of(19, batch)
     tokens[:, 5:] = 2
@@ -302,10 +302,10 @@ def test_when_to_merge_by_ids(monkeypatch):
     kind = pkgutil.resolve_name("modeling_prlstm.kernels.TritonArithmetic")
     own = kind.forward_by_ids
     monkeypatch.setattr(kind, "forward_by_ids", lambda *given: (calls.append(1), own(*given)))
-    monkeypatch.setattr("modeling_prlstm.kernels.FEWER_IDS", 0)
+    monkeypatch.setattr("modeling_prlstm.id_kernels.FEWER_IDS", 0)
     tokens = (batch_of(20, batch=7).int() * 28)[:, 3:16]
     for least in (43, 42):  # it has 6 * 7 merges
-        monkeypatch.setattr("modeling_prlstm.kernels.MERGES_BY_IDS", least)
+        monkeypatch.setattr("modeling_prlstm.id_kernels.MERGES_BY_IDS", least)
         model = model_of(vocab_size=140)  # with graphs of its own
         arguments = tokens, torch.tensor([13, 1, 2, 3, 8, 9, 12]), False
         expected = states_and_gradients(model, "eager", *arguments)
@@ -318,7 +318,7 @@ def test_when_to_merge_by_ids(monkeypatch):
 @pytest.mark.parametrize("sides", [1, 2])
 def test_sorting_by_id(count, sides):
     ids = torch.tensor([[0, count - 1, -1, 2], [count, count - 1, 2, count + 7]])
-    sort = pkgutil.resolve_name("modeling_prlstm.kernels._sort_by_id")
+    sort = pkgutil.resolve_name("modeling_prlstm.id_kernels.sort_by_id")
     ordered = sort(ids.to(DEVICE["triton"]), count, sides)
     ordered.wait()
     order, keys, starts = (part.cpu() for part in ordered[:3])
@@ -455,7 +455,7 @@ def test_an_unknown_id_gives_nan_where_ids_repeat(every_prefix, repeats, merges_
 @pytest.mark.usefixtures("by_ids")
 def test_gradients_of_unknown_ids(monkeypatch):
     """They are NaN where these ids are; whole windows of them read nothing from where no table is."""
-    monkeypatch.setattr("modeling_prlstm.kernels.PAIRS_WINDOW", 3)
+    monkeypatch.setattr("modeling_prlstm.id_kernels.PAIRS_WINDOW", 3)
     model = model_of(backend="triton").to(DEVICE["triton"])
     ids = batch_of(8, batch=9)
     ids[:6] = torch.tensor([-1, 2**40]).repeat(4)

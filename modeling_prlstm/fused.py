@@ -265,7 +265,7 @@ class Arithmetic(Protocol):
         """The gradient [(3 + F) * H, F * H] of a cell's `weight`, of the hidden states [n, F * H] that it read."""
 
 
-# What `Arithmetic.sort_ids` gives; None where there is nothing to sort.
+# What `Arithmetic.sort_ids` gives, whose method `wait` lets what follows wait for it; None: there is nothing to sort.
 Order = Any
 
 
@@ -387,11 +387,17 @@ class Tree:
 
         Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates' values.
         """
-        self._sort_ids()
-        self._start_gradients()
-        self._append_backward(gradient)
-        self._levels_backward()
-        of_leaves = self._look_up_backward()
+        self.orders: list[Order] = []
+        try:
+            self._sort_ids()
+            self._start_gradients()
+            self._append_backward(gradient)
+            self._levels_backward()
+            of_leaves = self._look_up_backward()
+        except BaseException:
+            for order in self.orders:  # else its memory is free while it is sorted, and a capture hides the error
+                order.wait()
+            raise
         del self.gradients, self.between_gradients  # room for the weights'
         return *of_leaves, *self._weights_backward()
 
@@ -428,16 +434,19 @@ class Tree:
     def _sort_ids(self) -> None:
         """Start to bring equal ids together, for their gradients to be summed at the end."""
 
-        def sorted_by_id(part: _Placed) -> _Placed:
-            ids, hidden, _ = part.leaves
-            return part if ids is None else part._replace(order=self.arithmetic.sort_ids(ids, len(hidden), sides=1))
+        def order_of(ids: Tensor | None, count: int, sides: int) -> Order:
+            order = None if ids is None else self.arithmetic.sort_ids(ids, count, sides)
+            if order is not None:
+                self.orders.append(order)
+            return order
 
-        self.placed = [[sorted_by_id(part) for part in placed] for placed in self.placed]
+        self.placed = [
+            [part._replace(order=order_of(part.leaves.ids, len(part.leaves.hidden), sides=1)) for part in placed]
+            for placed in self.placed
+        ]
         if self.layout.by_ids is not None:
             pairs = {part: self._pairs_of(part) for part in self.parts[self.layout.by_ids]}
-            self.pair_orders = {
-                part: self.arithmetic.sort_ids(ids, len(cell), sides=2) for part, (ids, _, cell) in pairs.items()
-            }
+            self.pair_orders = {part: order_of(ids, len(cell), sides=2) for part, (ids, _, cell) in pairs.items()}
 
     def _look_up_backward(self) -> Pair:
         """The gradients of the leaves' states."""
@@ -460,6 +469,7 @@ class Tree:
 
     factors: Pair  # of the pairs' terms: the ids' hidden states and the weight by sides
     of_pairs: Pair  # the gradients of the pairs' terms and cell states
+    pair_orders: dict[Step, Order]  # of the ids of each part of the step that merges by ids
 
     def _pairs_backward(self) -> Pair:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""

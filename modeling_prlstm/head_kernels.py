@@ -21,7 +21,7 @@ MOST_CLASSES = 64
 # So many sums of the weights' gradients, over some of the states each, are made before they are summed themselves.
 PARTS = 128
 
-# A program's states: fewer of fewer than `MANY`, for more processors to have some.
+# A program's states; in the forward, of fewer than `MANY` in all, fewer: for more processors to have some.
 ROWS, FEW_ROWS, MANY = 32, 16, 4096
 
 COLUMNS = 64

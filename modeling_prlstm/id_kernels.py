@@ -6,6 +6,8 @@ Imported only when they run.
 # The arguments of a kernel are values of Triton's language, which have no Python types.
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -75,8 +77,9 @@ class Ordered(NamedTuple):
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _stream_beside(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """One of its own for each: that of a stream which a graph captures is closed to others' work until its end."""
+    return torch.cuda.Stream(stream.device)
 
 
 def sort_by_id(ids: Tensor, known: int, sides: int) -> Ordered:
@@ -90,15 +93,30 @@ def sort_by_id(ids: Tensor, known: int, sides: int) -> Ordered:
     # Memory of this stream, in which all of it stays until it was waited for: so no other use comes between.
     unsorted, keys = (torch.empty(tokens, dtype=narrow, device=ids.device) for _ in range(2))
     order, starts = (torch.empty(n, dtype=torch.int64, device=ids.device) for n in (tokens, count + 1))
-    beside = None if INTERPRETED else _side_stream(ids.device)
-    if beside is not None:
-        beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+    ordered = Ordered(order, keys, starts, None if INTERPRETED else torch.cuda.Event(), (ids, unsorted))
+    with _beside(ordered):
         grid = (triton.cdiv(tokens, 256),)
         _keys[grid](ids, unsorted, *ids.stride(), known, len(ids), tokens, SIDES=sides, BLOCK=256)
         torch.sort(unsorted, stable=True, out=(keys, order))
         torch.searchsorted(keys, torch.arange(count + 1, dtype=narrow, device=ids.device), out=starts)
-    return Ordered(order, keys, starts, None if beside is None else beside.record_event(), (ids, unsorted))
+    return ordered
+
+
+@contextmanager
+def _beside(ordered: Ordered) -> Iterator[None]:
+    """Work on the stream beside this one, until `ordered` is ready."""
+    if ordered.ready is None:
+        yield
+        return
+    beside = _stream_beside(torch.cuda.current_stream())
+    beside.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(beside):
+            yield
+    except BaseException:
+        torch.cuda.current_stream().wait_stream(beside)  # a capture that ends without would hide this error
+        raise
+    ordered.ready.record(beside)
 
 
 def sum_by_id(gradient: Pair, target: Target, ids: Tensor, count: int, order: Ordered | None, in_tf32: bool) -> Pair:

@@ -330,6 +330,29 @@ def test_sorting_by_id(count, sides):
         assert torch.equal(order[starts[own] : starts[own + 1]], (expected == own).nonzero().flatten())
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("by_ids")
+@pytest.mark.parametrize("method", ["_start_gradients", "_look_up_backward"])
+def test_sorting_ends_when_a_backward_fails(method, monkeypatch):
+    """Else the memory is free while it is sorted."""
+    monkeypatch.setattr("modeling_prlstm.id_kernels.ONE_HOT_IDS", 0)
+    begun, ended = [], []
+    sort = pkgutil.resolve_name("modeling_prlstm.id_kernels.sort_by_id")
+    kind = pkgutil.resolve_name("modeling_prlstm.id_kernels.Ordered")
+    wait = kind.wait
+    monkeypatch.setattr("modeling_prlstm.kernels.sort_by_id", lambda *given: begun.append(sort(*given)) or begun[-1])
+    monkeypatch.setattr(kind, "wait", lambda self: ended.append(self.order) or wait(self))
+
+    def fail(self):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(f"modeling_prlstm.fused.Tree.{method}", fail)
+    with pytest.raises(MemoryError, match="none left"):
+        states_and_gradients(model_of(), "triton", batch_of(7), None, True, DEVICE["triton"])
+    assert len(begun) > 1
+    assert {id(ordered.order) for ordered in begun} == {id(order) for order in ended}
+
+
 @pytest.mark.usefixtures("by_ids")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,19 +1,22 @@
 """TrainingStep is the plain loop's step: on a CPU as it is, on a GPU as a graph."""
 
 import copy
+import threading
 
 import pytest
 import torch
 
 from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, TrainingStep
+from modeling_prlstm.fused import Tree
+from modeling_prlstm.graphs import paused
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 
 
-def model_on(device):
+def model_on(device, vocab_size=5):
     torch.manual_seed(0)
-    config = PRLSTMConfig(vocab_size=5, hidden_size=16, num_labels=2)
+    config = PRLSTMConfig(vocab_size=vocab_size, hidden_size=16, num_labels=2)
     return PRLSTMForSequenceClassification(config).to(device).train()
 
 
@@ -111,6 +114,56 @@ def test_one_graph_a_shape():
     for batch in batches_on("cuda"):
         step(**batch)
     assert len(step.graphs) == 2
+
+
+@needs_gpu
+def test_an_error_while_a_graph_is_made(monkeypatch):
+    """It is the one that is raised, though ids are being sorted on another stream, and the stream is as before."""
+    model = model_on("cuda", vocab_size=200)
+    start = Tree._start_gradients
+
+    def fail(self):
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("none left")
+        start(self)
+
+    monkeypatch.setattr(Tree, "_start_gradients", fail)
+    stream = torch.cuda.current_stream()
+    with pytest.raises(torch.OutOfMemoryError, match="none left"):
+        TrainingStep(model, adam(model, capturable=True))(**next(batches_on("cuda")))
+    assert torch.cuda.current_stream() == stream
+
+
+@needs_gpu
+def test_a_backward_while_another_thread_makes_a_graph():
+    """Of ids that both sort: until a capture ends, the streams that took part are closed to other work."""
+    model, other = (model_on("cuda", vocab_size=200) for _ in range(2))
+    optimizer = adam(model, capturable=True)
+    step = TrainingStep(model, optimizer)
+    batch = next(batches_on("cuda"))
+    begun, done = threading.Event(), threading.Event()
+    update = optimizer.step
+
+    def wait():
+        if torch.cuda.is_current_stream_capturing():
+            begun.set()
+            done.wait(60)
+        update()
+
+    optimizer.step = wait
+    with paused():
+        loss = other(**batch).loss
+    thread = threading.Thread(target=step, kwargs=batch)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        loss.backward()
+    finally:
+        done.set()
+        thread.join()
+    for _ in range(2):
+        assert step(**batch).isfinite()
+    assert len(step.graphs) == 1
 
 
 @needs_gpu

@@ -334,6 +334,8 @@ def _chosen(asked: str, cell_type: str, device: torch.device, dtype: torch.dtype
         why_not = "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers"
     elif backend == "triton":
         why_not = _why_not_triton(device, dtype)
+    elif backend == "fused" and device.type == "meta":
+        why_not = "it works in place, and tensors on meta have no memory"
     if automatic:
         reason = f" ({backend!r}: {why_not})" if why_not else ""
         backend = "eager" if why_not else backend

@@ -592,10 +592,11 @@ def test_automatic_choice():
     [
         ({"backend": "fused", "cell_type": "rnn"}, "`backend='fused'` cannot run: it has LSTM cells alone"),
         ({"backend": "triton", "dtype": torch.float64}, "`backend='triton'` cannot run"),
+        ({"backend": "fused", "device": "meta"}, "`backend='fused'` cannot run: .* tensors on meta have no memory"),
     ],
 )
 def test_what_cannot_run_is_refused(config, message):
-    dtype = config.pop("dtype", torch.float32)
-    model = model_of(dtype, **config)
+    dtype, device = config.pop("dtype", torch.float32), config.pop("device", "cpu")
+    model = model_of(dtype, **config).to(device)
     with pytest.raises(RuntimeError, match=message):
-        model.composer(batch_of(3))
+        model.composer(batch_of(3).to(device))

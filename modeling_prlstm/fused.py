@@ -6,7 +6,7 @@ section 3).
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -318,14 +318,6 @@ class Pairs(NamedTuple):
     cell: Tensor
 
 
-class _Placed(NamedTuple):
-    """Leaves and where they were placed; in the backward also the order of their ids."""
-
-    leaves: Leaves
-    target: Target
-    order: Order = None
-
-
 class _Kept(NamedTuple):
     """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next.
 
@@ -387,7 +379,7 @@ class Tree:
 
         Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates' values.
         """
-        self.orders: list[Order] = []
+        self.orders: dict[Target, Order] = {}  # of ids, by where their leaves are, or the merges of their pairs
         try:
             self._sort_ids()
             self._start_gradients()
@@ -395,8 +387,9 @@ class Tree:
             self._levels_backward()
             of_leaves = self._look_up_backward()
         except BaseException:
-            for order in self.orders:  # else its memory is free while it is sorted, and a capture hides the error
-                order.wait()
+            for order in self.orders.values():
+                if order is not None:  # else its memory is free while it is sorted, and a capture hides the error
+                    order.wait()
             raise
         del self.gradients, self.between_gradients  # room for the weights'
         return *of_leaves, *self._weights_backward()
@@ -405,13 +398,13 @@ class Tree:
 
     def _look_up(self, leaves: Leaves) -> None:
         """Put the leaves, and the blocks of pairs of them that have tables, where they are merged."""
-        self.placed: list[list[_Placed]] = []  # by level
+        self.placed: list[list[tuple[Leaves, Target]]] = []  # by level
         for level, (table, lookups) in enumerate(zip_longest(self.layout.tables, self.layout.lookups)):
-            placed = [_Placed(self._some_leaves(leaves, columns, level), target) for columns, target in lookups]
+            placed = [(self._some_leaves(leaves, columns, level), target) for columns, target in lookups]
             if table is not None:
-                placed.append(_Placed(leaves.all_pairs(), table.operands))
-            for part in placed:
-                self.arithmetic.place(part.leaves, self.states, part.target)
+                placed.append((leaves.all_pairs(), table.operands))
+            for part, target in placed:
+                self.arithmetic.place(part, self.states, target)
             self.placed.append(placed)
             if table is not None:
                 self._merge(table.step)
@@ -433,20 +426,13 @@ class Tree:
 
     def _sort_ids(self) -> None:
         """Start to bring equal ids together, for their gradients to be summed at the end."""
-
-        def order_of(ids: Tensor | None, count: int, sides: int) -> Order:
-            order = None if ids is None else self.arithmetic.sort_ids(ids, count, sides)
-            if order is not None:
-                self.orders.append(order)
-            return order
-
-        self.placed = [
-            [part._replace(order=order_of(part.leaves.ids, len(part.leaves.hidden), sides=1)) for part in placed]
-            for placed in self.placed
-        ]
+        for leaves, target in chain.from_iterable(self.placed):
+            if leaves.ids is not None:
+                self.orders[target] = self.arithmetic.sort_ids(leaves.ids, len(leaves.hidden), sides=1)
         if self.layout.by_ids is not None:
-            pairs = {part: self._pairs_of(part) for part in self.parts[self.layout.by_ids]}
-            self.pair_orders = {part: order_of(ids, len(cell), sides=2) for part, (ids, _, cell) in pairs.items()}
+            for part in self.parts[self.layout.by_ids]:
+                ids, _, cell = self._pairs_of(part)
+                self.orders[part.target] = self.arithmetic.sort_ids(ids, len(cell), sides=2)
 
     def _look_up_backward(self) -> Pair:
         """The gradients of the leaves' states."""
@@ -456,7 +442,10 @@ class Tree:
                 for into, gradient in zip(self._results(self.gradients, table), gradients, strict=True):
                     into.copy_(gradient)
                 self._merge_backward(table.step)
-            found = [self.arithmetic.gather(self.gradients, target, leaves, order) for leaves, target, order in placed]
+            found = [
+                self.arithmetic.gather(self.gradients, target, leaves, self.orders.get(target))
+                for leaves, target in placed
+            ]
             if gradients is None and self.layout.by_ids is not None:
                 found.append(self._pairs_backward())
             (hidden, cell), *others = found
@@ -469,7 +458,6 @@ class Tree:
 
     factors: Pair  # of the pairs' terms: the ids' hidden states and the weight by sides
     of_pairs: Pair  # the gradients of the pairs' terms and cell states
-    pair_orders: dict[Step, Order]  # of the ids of each part of the step that merges by ids
 
     def _pairs_backward(self) -> Pair:
         """The gradients of the states that were merged by ids; what their merges do to the weight's is kept."""
@@ -583,7 +571,7 @@ class Tree:
                 cell = kept.between[number - 1][1][rows, None]
                 into = self._room_between(part, number), cell
             elif part.slot is None:
-                pairs, order = self._pairs_of(part), self.pair_orders[part]
+                pairs, order = self._pairs_of(part), self.orders[part.target]
                 self.arithmetic.backward_by_ids(gradient, places, pairs, order, self.of_pairs)
                 break
             else:

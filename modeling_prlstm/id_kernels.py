@@ -25,6 +25,7 @@ from .kernel_parts import (
     sigmoid,
     slots_of,
     tanh,
+    tiles_of,
     tl,
     total,
     triton,
@@ -182,15 +183,13 @@ def merge_by_ids(pairs: Pairs, unit: float, out: Pair, places: Places) -> None:
     """`fused.Arithmetic.forward_by_ids`, with hidden states in `unit`."""
     ids, terms, cell = pairs
     count, size = ids.numel() // 2, cell.shape[1]
-    rows, columns = 4, min(128, triton.next_power_of_2(size))  # 4 states a thread
-    _forward[(triton.cdiv(count, rows), triton.cdiv(size, columns))](
+    grid, sizes = tiles_of(count, size, 4)
+    _forward[grid](
         *(ids, terms, cell, *out, *of_rights(places.rights), *ids.stride(), len(cell), count, places.batch),
         *in_pairs(places.target, places.batch, count),
-        SIZE=size,
         UNIT=unit,
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=rows,
+        **sizes,
+        num_warps=4,  # 4 states a thread
     )
 
 

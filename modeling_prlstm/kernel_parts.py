@@ -48,6 +48,13 @@ def of_rights(rights: Rights | None) -> tuple[int | None, ...]:
     return (None, 0, 0) if rights is None else rights
 
 
+def tiles_of(count: int, size: int, rows: int, columns: int = 128) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and sizes of a kernel that does something to each of `count` states of `size`, so many at a time."""
+    columns = min(columns, triton.next_power_of_2(size))
+    grid = triton.cdiv(count, rows), triton.cdiv(size, columns)
+    return grid, {"SIZE": size, "ROWS": rows, "COLUMNS": columns}
+
+
 def total(parts: Tensor) -> Tensor:
     """The sum of `parts` [n, ...] over n: of few in one kernel, of more in two."""
     count, width = len(parts), parts.shape[1:].numel()
@@ -138,6 +145,20 @@ def appends_of(length, level):
 
 
 @triton.jit
+def _at_slots(buffers, hidden, cell, slots, columns, here, SIZE: tl.constexpr, BACK: tl.constexpr):
+    """Store states at `slots`, or BACK: give the gradients `hidden` and `cell` with those there added."""
+    hidden_ptr, cell_ptr = buffers
+    at = slots[:, None] * SIZE + columns[None, :]
+    if BACK:
+        hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
+        cell += tl.load(cell_ptr + at, mask=here, other=0.0)
+    else:
+        tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
+        tl.store(cell_ptr + at, cell, mask=here)
+    return hidden, cell
+
+
+@triton.jit
 def at_lefts(
     buffers, hidden, cell, number, member, lefts, batch, columns, inside, SIZE: tl.constexpr, BACK: tl.constexpr
 ):
@@ -145,7 +166,6 @@ def at_lefts(
 
     BACK: give the gradients `hidden` and `cell` with those added that the prefixes have there.
     """
-    hidden_ptr, cell_ptr = buffers
     level, length, slot = lefts
     slot = slot.to(tl.int64)
     for below in range(1, level + 1):
@@ -153,13 +173,7 @@ def at_lefts(
         append = (number << (below - 1)) - 1
         slots = slot + 2 * (append.to(tl.int64) * batch + member)
         here = inside & (append < appends)[:, None]
-        at = slots[:, None] * SIZE + columns[None, :]
-        if BACK:
-            hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
-            cell += tl.load(cell_ptr + at, mask=here, other=0.0)
-        else:
-            tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
-            tl.store(cell_ptr + at, cell, mask=here)
+        hidden, cell = _at_slots(buffers, hidden, cell, slots, columns, here, SIZE, BACK)
         slot += 2 * appends * batch
     return hidden, cell
 
@@ -170,20 +184,13 @@ def at_rights(buffers, hidden, cell, rights, rows, batch, columns, inside, SIZE:
 
     BACK: give the gradients `hidden` and `cell` with those added that the blocks have there.
     """
-    hidden_ptr, cell_ptr = buffers
     block, start_slot, right_slot = rights
     if block is not None:
         number, member = block + rows // batch, (rows % batch).to(tl.int64)
         append = (number // 2 - 1).to(tl.int64)
         slots = tl.where(number == 0, start_slot + member, right_slot + 2 * (append * batch + member))
         here = inside & (number % 2 == 0)[:, None]
-        at = slots[:, None] * SIZE + columns[None, :]
-        if BACK:
-            hidden += tl.load(hidden_ptr + at, mask=here, other=0.0).to(tl.float32)
-            cell += tl.load(cell_ptr + at, mask=here, other=0.0)
-        else:
-            tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), mask=here)
-            tl.store(cell_ptr + at, cell, mask=here)
+        hidden, cell = _at_slots(buffers, hidden, cell, slots, columns, here, SIZE, BACK)
     return hidden, cell
 
 

@@ -38,6 +38,7 @@ from .kernel_parts import (
     sigmoid,
     slots_of,
     tanh,
+    tiles_of,
     tl,
     total,
     triton,
@@ -465,9 +466,7 @@ def _leaf_tiles(product: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     """Grid and sizes of the leaf's kernels, of its `product` [n, 3H], whose rows may be the columns of a weight."""
     count, size = product.shape[0], product.shape[1] // 3
     rows, columns = (64, 16) if product.stride(0) == 1 else (8, 128)
-    columns = min(columns, triton.next_power_of_2(size))
-    grid = triton.cdiv(count, rows), triton.cdiv(size, columns)
-    return grid, {"SIZE": size, "ROWS": rows, "COLUMNS": columns}
+    return tiles_of(count, size, rows, columns)
 
 
 @triton.jit(do_not_specialize=["batch", "length", "ids_row", "ids_step", "mask_row", "mask_step", "count"])

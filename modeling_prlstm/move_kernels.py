@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .fused import NO_ID, NO_SLOT, Pair, Prefixes
-from .kernel_parts import PLACES, VARYING, appends_of, at_lefts, in_pairs, of_prefixes, slots_of, tl, triton
+from .kernel_parts import PLACES, VARYING, appends_of, at_lefts, in_pairs, of_prefixes, slots_of, tiles_of, tl, triton
 from .layout import Run, Target
 
 
@@ -18,28 +18,20 @@ def move_leaves(
     """Copy the leaves' `states` to their `slots`, or `back`."""
     batch, length = shape
     size = states[0].shape[-1]
-    columns = min(128, triton.next_power_of_2(size))
-    grid = triton.cdiv(batch * length, 16), triton.cdiv(size, columns)
+    grid, sizes = tiles_of(batch * length, size, 16)
     ids_at = (length, 1) if ids is None else ids.stride()
     parts = (part.contiguous() for part in states)
     where = in_pairs(target, batch, batch * length)
     _move_leaves[grid](
-        *(ids, *parts, *slots, *ids_at, states[0].numel() // size, batch, length, *where),
-        SIZE=size,
-        BACK=back,
-        ROWS=16,
-        COLUMNS=columns,
+        *(ids, *parts, *slots, *ids_at, states[0].numel() // size, batch, length, *where), BACK=back, **sizes
     )
 
 
 def move_starts(buffers: Pair, starts: int, prefixes: Prefixes, batch: int, back: bool) -> None:
     """`fused.Arithmetic.put_starts`, or `back`: `take_starts`."""
-    size = prefixes.hidden.shape[1]
-    columns = min(128, triton.next_power_of_2(size))
-    grid = triton.cdiv(batch, 4), triton.cdiv(size, columns), prefixes.lefts.level + 1
-    _move_starts[grid](
-        *(*buffers, *of_prefixes(prefixes), starts, batch), SIZE=size, BACK=back, ROWS=4, COLUMNS=columns
-    )
+    grid, sizes = tiles_of(batch, prefixes.hidden.shape[1], 4)
+    levels = prefixes.lefts.level + 1
+    _move_starts[*grid, levels](*buffers, *of_prefixes(prefixes), starts, batch, BACK=back, **sizes)
 
 
 def pair_ids(ids: Tensor, count: int) -> Tensor:
@@ -53,11 +45,9 @@ def pair_ids(ids: Tensor, count: int) -> Tensor:
 
 def copy_states(buffers: Pair, source: Run, into: Run, count: int, batch: int, add: bool) -> None:
     """`fused.Arithmetic.copy`."""
-    size = buffers[0].shape[1]
-    columns = min(128, triton.next_power_of_2(size))
-    grid = triton.cdiv(count * batch, 16), triton.cdiv(size, columns)
+    grid, sizes = tiles_of(count * batch, buffers[0].shape[1], 16)
     places = count * batch, batch, *source, *into
-    _copy[grid](*buffers, *places, SIZE=size, ADD=add, ROWS=16, COLUMNS=columns)
+    _copy[grid](*buffers, *places, ADD=add, **sizes)
 
 
 def last_blocks(lengths: Tensor, ends: Sequence[tuple[int, Target]]) -> Tensor:
@@ -72,13 +62,9 @@ def last_blocks(lengths: Tensor, ends: Sequence[tuple[int, Target]]) -> Tensor:
 
 def move_states(buffers: Pair, source: Tensor, into: Tensor | int) -> None:
     """`fused.Arithmetic.move`."""
-    size = buffers[0].shape[1]
-    columns = min(128, triton.next_power_of_2(size))
     slots, first = (into, 0) if isinstance(into, Tensor) else (None, into)
-    grid = triton.cdiv(len(source), 4), triton.cdiv(size, columns)
-    _move_slots[grid](
-        *(*buffers, source, slots, first, len(source)), NO_SLOT=NO_SLOT, SIZE=size, ROWS=4, COLUMNS=columns
-    )
+    grid, sizes = tiles_of(len(source), buffers[0].shape[1], 4)
+    _move_slots[grid](*buffers, source, slots, first, len(source), NO_SLOT=NO_SLOT, **sizes)
 
 
 @triton.jit(do_not_specialize=["ids_row", "ids_step", "pairs", "length", "count"])

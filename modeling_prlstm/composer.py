@@ -349,7 +349,7 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     try:
-        from .kernels import why_not
+        from .cell_kernels import why_not
     except ImportError as error:
         return str(error)
     return why_not(device, dtype)
@@ -359,7 +359,7 @@ def arithmetic_of(backend: str) -> Arithmetic:
     """What a fused `backend` computes with."""
     if backend == "fused":
         return TorchArithmetic()
-    from .kernels import TritonArithmetic
+    from .cell_kernels import TritonArithmetic
 
     return TritonArithmetic()
 

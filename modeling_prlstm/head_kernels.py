@@ -1,7 +1,7 @@
 """The paper's head, `W relu(h) + b`, as Triton kernels: for few classes a product is mostly the reading of its states.
 
 PyTorch reads and writes all states five times, and its products with a few columns are slow. Here the forward reads
-them once; the backward reads them once and writes their gradients. Imported only when it runs, as `kernels.py`.
+them once; the backward reads them once and writes their gradients. Imported only when it runs, as `cell_kernels.py`.
 """
 
 # The arguments of a kernel are values of Triton's language, which have no Python types.

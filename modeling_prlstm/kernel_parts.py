@@ -18,7 +18,7 @@ from .layout import Rights, Target
 try:
     import triton
     import triton.language as tl
-    from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor  # for `kernels.py`
+    from triton.tools.tensor_descriptor import TensorDescriptor as TensorDescriptor  # for `cell_kernels.py`
 except ImportError as error:
     raise ImportError("`backend='triton'` needs triton 3.6 or newer: `pip install --upgrade triton`.") from error
 

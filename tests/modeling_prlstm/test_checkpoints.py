@@ -207,6 +207,18 @@ def test_where_the_package_is_not_installed(python_without_package, tmp_path):
     assert {path.name for path in (tmp_path / "again").iterdir()} >= CODE
 
 
+def test_from_inside_a_checkpoint(python_without_package, tmp_path):
+    """Its files must not hide packages that transformers looks for, as `kernels`."""
+    build().save_pretrained(tmp_path)
+    code = """
+        from transformers import AutoModelForSequenceClassification
+
+        AutoModelForSequenceClassification.from_pretrained(".", trust_remote_code=True)
+        """
+    done = run(python_without_package, tmp_path, code)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_neither_package_nor_trust(python_without_package, tmp_path):
     build().save_pretrained(tmp_path / "saved")
     code = "from transformers import AutoModel; AutoModel.from_pretrained('saved', trust_remote_code=False)"

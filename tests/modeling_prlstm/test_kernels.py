@@ -186,7 +186,7 @@ def test_repeated_pairs_are_merged_once(backend, length, form, checkpoint, monke
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
-ARITHMETICS = ["fused_cpu.TorchArithmetic", *(["kernels.TritonArithmetic"] if HAS_TRITON else [])]
+ARITHMETICS = ["fused_cpu.TorchArithmetic", *(["cell_kernels.TritonArithmetic"] if HAS_TRITON else [])]
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_merging_by_ids_without_tokens(backend):
 def test_when_to_merge_by_ids(monkeypatch):
     """By the rule itself; ids of another dtype, cut from a wider batch, of rows with lengths of their own."""
     calls = []
-    kind = pkgutil.resolve_name("modeling_prlstm.kernels.TritonArithmetic")
+    kind = pkgutil.resolve_name("modeling_prlstm.cell_kernels.TritonArithmetic")
     own = kind.forward_by_ids
     monkeypatch.setattr(kind, "forward_by_ids", lambda *given: (calls.append(1), own(*given)))
     monkeypatch.setattr("modeling_prlstm.id_kernels.FEWER_IDS", 0)
@@ -340,7 +340,8 @@ def test_sorting_ends_when_a_backward_fails(method, monkeypatch):
     sort = pkgutil.resolve_name("modeling_prlstm.id_kernels.sort_by_id")
     kind = pkgutil.resolve_name("modeling_prlstm.id_kernels.Ordered")
     wait = kind.wait
-    monkeypatch.setattr("modeling_prlstm.kernels.sort_by_id", lambda *given: begun.append(sort(*given)) or begun[-1])
+    counted = "modeling_prlstm.cell_kernels.sort_by_id"
+    monkeypatch.setattr(counted, lambda *given: begun.append(sort(*given)) or begun[-1])
     monkeypatch.setattr(kind, "wait", lambda self: ended.append(self.order) or wait(self))
 
     def fail(self):
@@ -380,7 +381,7 @@ def tf32():
 @pytest.mark.parametrize(("size", "vocab_size", "checkpoint"), [(7, 5, False), (16, 5, True), (72, 2000, False)])
 def test_tf32(size, vocab_size, every_prefix, lengths, checkpoint, monkeypatch):
     """Units of each row's own, brought to one in parts of the rows."""
-    monkeypatch.setattr("modeling_prlstm.kernels.PRODUCT_ROWS", 8)
+    monkeypatch.setattr("modeling_prlstm.cell_kernels.PRODUCT_ROWS", 8)
     model = model_of(hidden_size=size, vocab_size=vocab_size).train()
     arguments = batch_of(13), None if lengths is None else torch.tensor(lengths), every_prefix
     expected = states_and_gradients(model, "eager", *arguments)
@@ -411,7 +412,7 @@ def test_tf32_learns_from_zeros(rows):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_tiles(dtype, monkeypatch):
     """Those of many rows, whose operands are read by descriptors where the sizes fit."""
-    monkeypatch.setattr("modeling_prlstm.kernels.MANY_ROWS", 100)
+    monkeypatch.setattr("modeling_prlstm.cell_kernels.MANY_ROWS", 100)
     model, reference = model_of(dtype, hidden_size=64), model_of(hidden_size=64)
     reference.load_state_dict(model.state_dict())
     arguments = batch_of(10, batch=29), None, False

@@ -21,7 +21,7 @@ from .cells import CELLS, Cell, State
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic
 from .fused_cpu import TorchArithmetic
-from .graphs import Call, Function, Graphs, Tensors, can_capture
+from .graphs import Call, Function, Graphs, Tensors, can_capture, is_dual
 from .layout import Form
 from .schedule import TRACED_LEVELS, TRACED_STAGE, block_index, block_levels, num_levels
 from .tree_function import Composition, compose
@@ -65,7 +65,7 @@ def call(layer: nn.Linear, inputs: Tensor, rows: slice | None = None) -> Tensor:
     if rows is None:
         return layer(inputs)
     if acts_alone(layer, nn.Linear):
-        return F.linear(inputs, layer.weight[rows], layer.bias[rows])
+        return F.linear(inputs, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
     return layer(inputs)[..., rows]
 
 
@@ -90,9 +90,11 @@ class PRLSTMMerge(GradientCheckpointingLayer):
         return state
 
     def acts_alone(self) -> bool:
-        """Whether its layers' weights are all that decides what it gives; see the function `acts_alone`."""
+        """Whether its layers' weights and biases are all that decides what it gives; see the function `acts_alone`."""
         layers = (self.binary, *self.refine)
-        return acts_alone(self, PRLSTMMerge) and all(acts_alone(layer, nn.Linear) for layer in layers)
+        return acts_alone(self, PRLSTMMerge) and all(
+            acts_alone(layer, nn.Linear) and layer.bias is not None for layer in layers
+        )
 
 
 class PRLSTMComposer(nn.Module):
@@ -150,6 +152,8 @@ class PRLSTMComposer(nn.Module):
         """The prefixes' states by a fused path."""
         layers = (self.merge.binary, *self.merge.refine)
         weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, layer.bias))
+        if any(map(is_dual, (product, *weights))):
+            raise RuntimeError("The fast backends have no forward-mode derivatives. Use `backend='eager'`.")
         batch, length = (product if ids is None else ids).shape[:2]
         count = None if ids is None else len(product)
         how = self.composition(arithmetic_of(backend), (batch, length), count, lengths is not None, every_prefix)
@@ -237,7 +241,8 @@ class PRLSTMComposer(nn.Module):
             product = self.leaf(embed(torch.arange(vocab_size, device=inputs.device) if small else inputs))
         elif alone:  # W_leaf times a one-hot vector is a column of W_leaf
             columns = self.leaf.weight.t()
-            product = (columns if small else F.embedding(inputs, columns)) + self.leaf.bias
+            product = columns if small else F.embedding(inputs, columns)
+            product = product if self.leaf.bias is None else product + self.leaf.bias
             product = product.to(_product_dtype(product))
         else:
             dtype = next((part.dtype for part in self.leaf.parameters() if part.is_floating_point()), torch.float32)
@@ -331,7 +336,10 @@ def _chosen(asked: str, cell_type: str, device: torch.device, dtype: torch.dtype
     if backend != "eager" and cell_type != "lstm":
         why_not = f"it has LSTM cells alone, and `cell_type` is {cell_type!r}"
     elif backend != "eager" and not alone:
-        why_not = "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers"
+        why_not = (
+            "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers, or "
+            "one of these has no bias"
+        )
     elif backend == "triton":
         why_not = _why_not_triton(device, dtype)
     elif backend == "fused" and device.type == "meta":
@@ -339,7 +347,10 @@ def _chosen(asked: str, cell_type: str, device: torch.device, dtype: torch.dtype
     if automatic:
         reason = f" ({backend!r}: {why_not})" if why_not else ""
         backend = "eager" if why_not else backend
-        logger.info_once(f"PR-LSTM runs its {backend!r} backend on {device.type}{reason}.")
+        own = logger if logging.get_verbosity() > logging.INFO else logging.get_logger(f"transformers.{__name__}")
+        slower = why_not and device.type == "cuda"  # than the GPU could be
+        tell = own.warning_once if slower else own.info_once
+        tell(f"PR-LSTM runs its {backend!r} backend on {device.type}{reason}.")
     elif why_not:
         raise RuntimeError(f"`backend='{backend}'` cannot run: {why_not}. Use `backend='auto'`.")
     return backend

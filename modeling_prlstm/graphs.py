@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # Each graph keeps its buffers. The shares of the GPU's memory that one may keep, and all of a model.
 SHARE, TOTAL_SHARE = 1 / 16, 1 / 8
@@ -72,6 +73,11 @@ def refuse_second_derivative() -> None:
         raise RuntimeError(
             "The fast backends have no second derivatives (`create_graph=True`). Use `backend='eager'`."
         )
+
+
+def is_dual(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation is under way with respect to it."""
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def autocast_dtype() -> torch.dtype | None:

@@ -32,7 +32,7 @@ from .composer import (
 )
 from .configuration_prlstm import PRLSTMConfig
 from .fused import Arithmetic, Bounds, Survey
-from .graphs import Call, Checks, Function, Tensors, autocast_dtype, can_capture, others_save_tensors
+from .graphs import Call, Checks, Function, Tensors, autocast_dtype, can_capture, is_dual, others_save_tensors
 from .losses import sequence_classification_loss, token_classification_loss
 from .padding import check_mask, check_tensors, one_sequence_a_row
 
@@ -101,6 +101,11 @@ class PRLSTMPreTrainedModel(PreTrainedModel):
             }
         self.config.auto_map = auto_map
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """As in transformers; one-hot tokens have no embeddings that gradients could flow to, which is no fault."""
+        if self.get_input_embeddings() is not None:
+            super().enable_input_require_grads()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the embedding table; arguments as in transformers.
@@ -316,7 +321,7 @@ class _Classifier(PRLSTMPreTrainedModel):
             return self._classify(layers, **arguments)
         composer = layers.prlstm.composer
         dtype = autocast_dtype() or composer.leaf.weight.dtype
-        backend = choose_backend(composer.config, parameters[0].device, dtype)
+        backend = choose_backend(composer.config, parameters[0].device, dtype, composer.merge.acts_alone())
         if backend == "eager":
             return self._classify(layers, **arguments)
         arithmetic = arithmetic_of(backend)
@@ -354,7 +359,7 @@ class _Classifier(PRLSTMPreTrainedModel):
         arguments = {"output_hidden_states": self.config.output_hidden_states} | arguments
         tensors = {}
         for name, value in arguments.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not is_dual(value):
                 tensors[name] = value
             elif value is not None and value is not False:
                 return {}

@@ -52,11 +52,17 @@ class Rows(NamedTuple):
 def can_look_at(tensor: Tensor) -> bool:
     """Whether values may decide what is done: not in a graph that is traced, nor in a CUDA graph being captured.
 
-    Nor are there any on the meta device.
+    Nor are there any on the meta device, nor one for all of `torch.func.vmap`'s batches.
     """
     if torch.compiler.is_compiling() or tensor.is_meta or is_rehearsal():
         return False
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def is_integer(tensor: Tensor) -> bool:

@@ -53,6 +53,10 @@ class StepTrainer(Trainer):
             options["capturable"] = True
         return kind, options
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, without the norm of gradients that it finds none of."""
+        super().log({name: value for name, value in logs.items() if name != "grad_norm"}, *args, **kwargs)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:

@@ -32,7 +32,8 @@ class TrainingStep:
 
     Raises:
         ValueError: for an optimizer that a graph cannot hold (Adam and others without `capturable=True`, SGD and
-            others without `fused=True`), and for a model that is spread over processes.
+            others without `fused=True`), for a model that is spread over processes, and for one without parameters to
+            train; at a step, for a batch without a loss.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = 1.0):
@@ -44,7 +45,9 @@ class TrainingStep:
                 "`model` is spread over processes or GPUs, whose waiting for each other a graph cannot hold. Train it "
                 "with Trainer or a loop of your own."
             )
-        self.on_gpu = bool(self.parameters) and all(parameter.is_cuda for parameter in self.parameters)
+        if not self.parameters:
+            raise ValueError("`model` has no parameter that requires a gradient: there is nothing to train.")
+        self.on_gpu = all(parameter.is_cuda for parameter in self.parameters)
         if self.on_gpu:
             self._prepare()
 
@@ -74,6 +77,8 @@ class TrainingStep:
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
         self.model.zero_grad(set_to_none=True)  # of parameters that are not the optimizer's too
         loss = self.model(**batch).loss
+        if loss is None:
+            raise ValueError(f"`batch` must have what makes a loss, as `labels`, got {sorted(batch)} without one.")
         loss.backward()
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)

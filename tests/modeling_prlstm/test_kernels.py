@@ -4,12 +4,15 @@ The Triton kernels run through Triton's interpreter where there is no GPU, on th
 """
 
 import copy
+import logging
 import pkgutil
 
 import pytest
 import torch
+import transformers
+from torch.autograd import forward_ad
 
-from modeling_prlstm import PRLSTMConfig, PRLSTMModel
+from modeling_prlstm import PRLSTMConfig, PRLSTMModel, composer
 from modeling_prlstm.composer import arithmetic_of, choose_backend
 
 from .reference import HAS_TRITON, relative_error
@@ -586,6 +589,43 @@ def test_automatic_choice():
     hidden = torch.device("cpu"), torch.float32
     assert choose_backend(PRLSTMConfig(), *hidden) == "fused"
     assert choose_backend(PRLSTMConfig(cell_type="rnn"), *hidden) == "eager"
+
+
+@pytest.mark.parametrize("way", ["Python", "transformers"])
+def test_the_choice_is_logged_once(way, caplog):
+    """As Python's own logging shows it, or as transformers' verbosity does."""
+    composer._chosen.cache_clear()
+    transformers.logging.get_logger(composer.__name__).info_once.cache_clear()
+    verbosity = transformers.logging.get_verbosity()
+    if way == "transformers":
+        transformers.logging.set_verbosity_info()
+        transformers.logging.get_logger("transformers").addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, logger=None if way == "Python" else "transformers"):
+            for dtype in (torch.float32, torch.float64):
+                choose_backend(PRLSTMConfig(), torch.device("cpu"), dtype)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.get_logger("transformers").removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == ["PR-LSTM runs its 'fused' backend on cpu."]
+
+
+def test_a_gpu_that_runs_the_plain_tree_is_warned_of(caplog):
+    composer._chosen.cache_clear()
+    assert choose_backend(PRLSTMConfig(), torch.device("cuda"), torch.float64) == "eager"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "'eager' backend on cuda ('triton': " in record.getMessage()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("every_prefix", [False, True])
+def test_forward_mode_is_refused(backend, every_prefix):
+    """It would be lost where no gradients are recorded."""
+    model, inputs = model_of(backend=backend).to(DEVICE[backend]), torch.randn(2, 7, 5, device=DEVICE[backend])
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(RuntimeError, match="Use `backend='eager'`"):
+        model(inputs_embeds=forward_ad.make_dual(inputs, inputs), pool_only=not every_prefix)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,20 @@ def test_weights_loaded_for_offloading(tmp_path):
     torch.testing.assert_close(loaded(IDS, MASK).logits, plain(IDS, MASK).logits)
 
 
+@pytest.mark.parametrize("cell_type", CELLS)
+@pytest.mark.parametrize("name", ["leaf", "merge.binary", "merge.refine"])
+def test_layers_without_bias(name, cell_type):
+    """As ones whose biases are zeros, which is what there is to compare them with."""
+    model, expected = build(cell_type=cell_type), build(cell_type=cell_type)
+    for layer in expected.composer.get_submodule(name).modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+    for layer in model.composer.get_submodule(name).modules():
+        if isinstance(layer, nn.Linear):
+            layer.bias = None
+    torch.testing.assert_close(model(IDS, MASK).pooler_output, expected(IDS, MASK).pooler_output)
+
+
 def test_noise_is_each_tokens_own():
     """As NEFTune's, which comes by a hook."""
     model = build(embedding_size=4)

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 from transformers.loss.loss_utils import ForTokenClassification
+from transformers.utils import logging
 
 from modeling_prlstm import PRLSTMForSequenceClassification, PRLSTMForTokenClassification, PRLSTMModel
 from modeling_prlstm.cells import CELLS
@@ -208,6 +209,33 @@ class TestCheckpoints:
         model.resize_token_embeddings(9)
         model(torch.arange(9)[None])
         model(torch.arange(9).repeat(3, 1))
+
+
+@pytest.mark.parametrize("model_class", [PRLSTMForSequenceClassification, PRLSTMForTokenClassification])
+def test_gradients_of_each_row_by_vmap(model_class):
+    model = build(model_class, backend="eager")
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    ids = torch.randint(5, (3, 11), generator=torch.Generator().manual_seed(0))
+    labels = ids % 3 if model_class is PRLSTMForTokenClassification else ids[:, 0] % 3
+
+    def loss(parameters, ids, labels):
+        batch = {"input_ids": ids[None], "labels": labels[None]}
+        return torch.func.functional_call(model, parameters, kwargs=batch).loss
+
+    gradient = torch.func.grad(loss)
+    of_each = torch.func.vmap(gradient, in_dims=(None, 0, 0))(parameters, ids, labels)
+    for row in range(3):
+        expected = gradient(parameters, ids[row], labels[row])
+        torch.testing.assert_close({name: part[row] for name, part in of_each.items()}, expected)
+
+
+def test_one_hot_tokens_need_no_embeddings_for_checkpointing(caplog):
+    """Which calls this."""
+    logger = logging.get_logger("transformers")
+    logger.addHandler(caplog.handler)
+    build(PRLSTMForSequenceClassification).enable_input_require_grads()
+    logger.removeHandler(caplog.handler)
+    assert "embeddings" not in caplog.text
 
 
 class TestInitialisation:

@@ -82,6 +82,20 @@ def test_gradients_of_what_is_not_the_optimizers_do_not_add_up(device):
     assert norms[0] == norms[1] == norms[2]
 
 
+def test_nothing_to_train_is_refused():
+    model = model_on("cpu").requires_grad_(False)
+    with pytest.raises(ValueError, match="`model` has no parameter that requires a gradient"):
+        TrainingStep(model, adam(model))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_batch_without_a_loss_is_refused(device):
+    model = model_on(device)
+    step = TrainingStep(model, adam(model, capturable=device == "cuda"))
+    with pytest.raises(ValueError, match=r"`batch` must have what makes a loss, .* got \['input_ids'\]"):
+        step(input_ids=next(batches_on(device))["input_ids"])
+
+
 def test_a_model_that_is_spread_is_refused():
     model = model_on("cpu")
     with pytest.raises(ValueError, match="`model` is spread over processes or GPUs"):

@@ -96,6 +96,13 @@ def test_whole_steps_train_as_trainer_does(head, bf16, tmp_path):
     )
 
 
+def test_whole_steps_log_no_norm(tmp_path):
+    """Trainer finds no gradients, and would log the norm 0."""
+    trainer = train(tmp_path, trainer_class=StepTrainer)
+    assert trainer.state.log_history
+    assert not any("grad_norm" in logs for logs in trainer.state.log_history)
+
+
 def test_whole_steps_resume(tmp_path):
     settings = {"trainer_class": StepTrainer, "save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
     whole = train(tmp_path / "whole", **settings)

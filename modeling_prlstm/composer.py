@@ -90,11 +90,9 @@ class PRLSTMMerge(GradientCheckpointingLayer):
         return state
 
     def acts_alone(self) -> bool:
-        """Whether its layers' weights and biases are all that decides what it gives; see the function `acts_alone`."""
+        """Whether its layers' weights are all that decides what it gives; see the function `acts_alone`."""
         layers = (self.binary, *self.refine)
-        return acts_alone(self, PRLSTMMerge) and all(
-            acts_alone(layer, nn.Linear) and layer.bias is not None for layer in layers
-        )
+        return acts_alone(self, PRLSTMMerge) and all(acts_alone(layer, nn.Linear) for layer in layers)
 
 
 class PRLSTMComposer(nn.Module):
@@ -151,7 +149,7 @@ class PRLSTMComposer(nn.Module):
     ) -> Tensor:
         """The prefixes' states by a fused path."""
         layers = (self.merge.binary, *self.merge.refine)
-        weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, layer.bias))
+        weights = tuple(part.to(product.dtype) for layer in layers for part in (layer.weight, _bias_of(layer)))
         if any(map(is_dual, (product, *weights))):
             raise RuntimeError("The fast backends have no forward-mode derivatives. Use `backend='eager'`.")
         batch, length = (product if ids is None else ids).shape[:2]
@@ -336,10 +334,7 @@ def _chosen(asked: str, cell_type: str, device: torch.device, dtype: torch.dtype
     if backend != "eager" and cell_type != "lstm":
         why_not = f"it has LSTM cells alone, and `cell_type` is {cell_type!r}"
     elif backend != "eager" and not alone:
-        why_not = (
-            "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers, or "
-            "one of these has no bias"
-        )
+        why_not = "it calls no layers, and an adapter, a hook or offloading takes part in calls of the merges' layers"
     elif backend == "triton":
         why_not = _why_not_triton(device, dtype)
     elif backend == "fused" and device.type == "meta":
@@ -373,6 +368,11 @@ def arithmetic_of(backend: str) -> Arithmetic:
     from .cell_kernels import TritonArithmetic
 
     return TritonArithmetic()
+
+
+def _bias_of(layer: nn.Linear) -> Tensor:
+    """Zeros where it has none."""
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def _look_up(ids: Tensor | None, states: State) -> State:

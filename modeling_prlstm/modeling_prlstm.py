@@ -321,7 +321,7 @@ class _Classifier(PRLSTMPreTrainedModel):
             return self._classify(layers, **arguments)
         composer = layers.prlstm.composer
         dtype = autocast_dtype() or composer.leaf.weight.dtype
-        backend = choose_backend(composer.config, parameters[0].device, dtype, composer.merge.acts_alone())
+        backend = choose_backend(composer.config, parameters[0].device, dtype)
         if backend == "eager":
             return self._classify(layers, **arguments)
         arithmetic = arithmetic_of(backend)

@@ -516,6 +516,22 @@ def test_items_of_odd_shapes(device, shape):
         check_same(*found)
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_merges_without_bias(device, head, checkpointing, monkeypatch):
+    monkeypatch.setattr("modeling_prlstm.tree_function.CHECKPOINT_TOKENS", LENGTH)
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    for one in (model, reference):
+        for layer in (one.prlstm.composer.merge.binary, *one.prlstm.composer.merge.refine):
+            layer.bias = None
+    if checkpointing:
+        getattr(model, f"{CHECKPOINTING}_enable")()
+    for seed in range(3):
+        expected = found_by(reference, batch_of(head, "cpu", seed))
+        check_same(found_by(model, batch_of(head, device, seed)), expected)
+    assert held(model) == (2 if checkpointing else 1)
+
+
 def test_odd_models(device):
     """Parameters made in inference mode, none that needs a gradient, sparse gradients; a loss that no one wants."""
     head = PRLSTMForSequenceClassification

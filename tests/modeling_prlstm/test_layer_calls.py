@@ -237,6 +237,11 @@ def test_layers_without_bias(name, cell_type):
         if isinstance(layer, nn.Linear):
             layer.bias = None
     torch.testing.assert_close(model(IDS, MASK).pooler_output, expected(IDS, MASK).pooler_output)
+    for one in (model, expected):
+        one(IDS, MASK).pooler_output.square().sum().backward()
+    gradients = {own: parameter.grad for own, parameter in expected.named_parameters()}
+    for own, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[own])
 
 
 def test_noise_is_each_tokens_own():

@@ -10,6 +10,7 @@ function for the whole tree: `fused` in plain PyTorch, `triton` in Triton kernel
 
 import importlib.util
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,11 @@ class PRLSTMComposer(nn.Module):
         self.config = config
         self.graphs = Graphs()
 
+    def _apply(self, *arguments: Any, **options: Any) -> "PRLSTMComposer":
+        """As `nn.Module`'s, which `to`, `cpu`, `half` and others call: graphs are of the parameters as they were."""
+        self.graphs.clear()
+        return super()._apply(*arguments, **options)
+
     def forward(
         self, inputs: Tensor, lengths: Tensor | None = None, every_prefix: bool = True, with_leaves: bool = False
     ) -> tuple[Tensor | None, Tensor]:
@@ -198,7 +204,12 @@ class PRLSTMComposer(nn.Module):
         It runs a fixed number of levels. Every few of them are padded so that they halve without a remainder: blocks
         that hold padding are never read.
         """
-        length = inputs.shape[1]
+        length, longest = inputs.shape[1], 2 ** (TRACED_LEVELS + 1) - 1
+        # An export says itself for which lengths it is; a compiled model is made anew for others, and stops here.
+        if not torch.compiler.is_exporting() and length > longest:
+            raise ValueError(
+                f"A compiled model takes up to {longest} tokens a row, got {length}. Use the model as it is."
+            )
         ids, product = self._products(_pad_for_trace(inputs))
         leaves = _look_up(ids, self.cell.leaf(product))
         levels = [leaves]

@@ -29,6 +29,10 @@ SMALL = 2**14
 # After so many runs of others, a graph makes room for them.
 IDLE = 1000
 
+# Held while one is made: a process can do that once at a time. Never waited for, as who holds it may itself wait for the
+# thread of the backwards.
+making = threading.Lock()
+
 Tensors = Sequence[Tensor | None]
 Call = Callable[..., tuple[Tensor, ...]]
 Rebind = Callable[[Tensors], Call]
@@ -246,6 +250,7 @@ class Graph:
         self.claimed: Callable[[], Claim | None] = lambda: None  # the latest
         self.lock = threading.Lock()  # of the buffers: held from the copy into them to that out of them
         self.stream = torch.cuda.current_stream()  # where they were used last
+        self.device = torch.cuda.current_device()
         parameters = [_leaf(parameter, differentiable) for parameter in function.parameters]
         call = function.rebind(parameters)
         attached: Sequence[Tensor] = ()
@@ -278,6 +283,8 @@ class Graph:
                     if self.joined:
                         self.of_results = [torch.ones_like(first), *(None for _ in others)]
                     backward()
+            if self.differentiable:  # on this stream, as the inputs are
+                self.of_results = [None if part is None else part.clone() for part in self.of_results]
             if self.joined:
                 made, self.forward_graph = capture(lambda: [*forward(), *backward()], stream)
                 self.results, self.gradients = made[: 1 + len(others)], made[1 + len(others) :]
@@ -343,10 +350,13 @@ class Graph:
         return [next(made) if has_gradient else None for has_gradient in self.has_gradient]
 
     def _wait_for_others(self) -> None:
-        """Let this stream wait for what another did with the buffers."""
+        """Let this stream wait for what another did with the buffers, and their memory for this one."""
         stream = torch.cuda.current_stream()
         if stream != self.stream:
             stream.wait_stream(self.stream)
+            for part in (*self.inputs, *(self.of_results if self.differentiable else ())):
+                if part is not None:
+                    part.record_stream(stream)
             self.stream = stream
 
 
@@ -419,10 +429,17 @@ class Graphs:
     def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
         return Graphs, ()
 
+    def clear(self) -> None:
+        """Forget all of them, and free their buffers."""
+        with self.lock:
+            self.graphs.clear()
+            self.seen.clear()
+
     def run(self, function: Function, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """What the function gives for `inputs`, differentiable once; by a graph if batches of their shape came before.
 
-        Without one while an earlier batch of the shape holds its buffers, and where these would take too much memory.
+        Without one while an earlier batch of the shape holds its buffers, where these would take too much memory, and
+        while another thread makes one.
         To be called where `can_capture`.
         """
         with torch.cuda.device_of(next(part for part in inputs if part is not None)):
@@ -460,25 +477,31 @@ class Graphs:
         if graph is not None and graph.misused and not graph.busy:
             graph, joined = None, False
             del self.graphs[key]  # its buffers go before there are others
-        if graph is None:
-            if not (self._came_before(key) and self._make_room(function.size(differentiable))):
-                return None
-            with torch.inference_mode(False):  # whose buffers would be of use there alone
-                graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)
-        graph.used = self.runs
+        if graph is None and self._came_before(key) and making.acquire(blocking=False):
+            try:
+                if self._make_room(function.size(differentiable)):
+                    with torch.inference_mode(False):  # whose buffers would be of use there alone
+                        graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)
+            finally:
+                making.release()
+        if graph is not None:
+            graph.used = self.runs
         return graph
 
     def _make_room(self, size: int) -> bool:
         """Whether there is memory for a graph of `size` bytes, once those are gone that no batch uses any more."""
-        memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        device = torch.cuda.current_device()
+        memory = torch.cuda.get_device_properties(device).total_memory
         if size > SHARE * memory:
             return False
-        while size + sum(graph.size for graph in self.graphs.values()) > TOTAL_SHARE * memory:
-            oldest = min(self.graphs, key=lambda key: self.graphs[key].used)
-            if self.runs - self.graphs[oldest].used < IDLE:
+        here = {key: graph for key, graph in self.graphs.items() if graph.device == device}
+        while size + sum(graph.size for graph in here.values()) > TOTAL_SHARE * memory:
+            oldest = min(here, key=lambda key: here[key].used)
+            if self.runs - here[oldest].used < IDLE:
                 return False
-            del self.graphs[oldest]
-        return True
+            del self.graphs[oldest], here[oldest]
+        free, _ = torch.cuda.mem_get_info()
+        return size <= free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
     def _came_before(self, key: Hashable) -> bool:
         """Whether it did; from now on it has."""

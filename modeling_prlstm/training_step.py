@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .graphs import Copying, autocast_dtype, capture, capture_stream, casting_anew, paused
+from .graphs import Copying, autocast_dtype, capture, capture_stream, casting_anew, making, paused
 
 
 class TrainingStep:
@@ -20,9 +20,10 @@ class TrainingStep:
         for batch in batches:
             loss = step(**batch)
 
-    The graphs, one for each shape for as long as this object lives, hold the parameters where they are and the
-    optimizer's options, but for the learning rate, as they were: make another `TrainingStep` after a change. (The
-    optimizer's `load_state_dict` is noticed.) On a CPU it is the same step without graphs.
+    The graphs, one for each shape for as long as this object lives, hold the parameters where they are, and the
+    optimizer's options, but for the learning rate, and the model's (frozen parameters, checkpointing, hooks) as they
+    were: make another `TrainingStep` after a change. (The optimizer's `load_state_dict` is noticed, and another
+    precision of products, as TF32.) On a CPU it is the same step without graphs.
 
     Args:
         model: returns a `loss` for its keyword arguments, as every model of transformers with a head does.
@@ -32,8 +33,8 @@ class TrainingStep:
 
     Raises:
         ValueError: for an optimizer that a graph cannot hold (Adam and others without `capturable=True`, SGD and
-            others without `fused=True`), for a model that is spread over processes, and for one without parameters to
-            train; at a step, for a batch without a loss.
+            others without `fused=True`), for a model that is spread over processes or devices, and for one without
+            parameters to train.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = 1.0):
@@ -42,7 +43,7 @@ class TrainingStep:
         self.graphs: dict[Hashable, Callable[[dict[str, Tensor]], Tensor]] = {}
         if _is_spread(model):
             raise ValueError(
-                "`model` is spread over processes or GPUs, whose waiting for each other a graph cannot hold. Train it "
+                "`model` is spread over processes or devices, whose waiting for each other a graph cannot hold. Train it "
                 "with Trainer or a loop of your own."
             )
         if not self.parameters:
@@ -59,19 +60,26 @@ class TrainingStep:
 
         Returns:
             The loss before the step, a scalar without a gradient; it stays as it is when the next step is taken.
+
+        Raises:
+            ValueError: for a batch without a loss, and what the model itself raises.
         """
         if not self.on_gpu:
             return self._step(batch)
         self._keep_up()
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.items()))
         dtype = autocast_dtype()
-        key = shapes, self.model.training, dtype
+        key = shapes, self.model.training, dtype, torch.backends.cuda.matmul.fp32_precision
         graph = self.graphs.get(key)
         if graph is not None:
             return graph(batch)
         with paused(), casting_anew(dtype):
             loss = self._step(batch)
-            self.graphs[key] = self._capture(batch)
+            if making.acquire(blocking=False):  # else another thread makes one: the next batch tries again
+                try:
+                    self.graphs[key] = self._capture(batch)
+                finally:
+                    making.release()
         return loss
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
@@ -129,8 +137,9 @@ class TrainingStep:
 
 
 def _is_spread(model: nn.Module) -> bool:
-    """Whether processes or GPUs share the work on `model`."""
-    if isinstance(model, (DataParallel, DistributedDataParallel)):
+    """Whether processes or devices share the work on `model`."""
+    several = len({parameter.device for parameter in model.parameters()}) > 1
+    if several or isinstance(model, (DataParallel, DistributedDataParallel)):
         return True
     if not torch.distributed.is_available():
         return False

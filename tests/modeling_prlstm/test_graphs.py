@@ -86,6 +86,7 @@ def device(monkeypatch):
         monkeypatch.setattr(module, "can_capture", lambda device: not graphs._paused.get())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(2**30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**30))
     return "cpu"
 
 
@@ -637,6 +638,38 @@ def test_bare_models(device):
             outputs[-1] |= {name: part.grad for name, part in one.named_parameters()}
         check_same(*outputs)
     assert len(model.composer.graphs.graphs) == 1
+
+
+def test_one_graph_is_made_at_a_time(device):
+    """Of the whole process; who finds another thread at it goes without."""
+    head = PRLSTMForSequenceClassification
+    model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
+    with graphs.making:
+        for _ in range(3):
+            check_same(found_by(model, batch_of(head, device)), found_by(reference, batch_of(head, "cpu")))
+    assert held(model) == 0
+    found_by(model, batch_of(head, device))
+    assert held(model) == 1
+
+
+def test_a_moved_model_frees_its_graphs(device):
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    for _ in range(2):
+        found_by(model, batch_of(head, device))
+    assert held(model) == 1
+    model.to(torch.float64)
+    assert held(model) == 0
+
+
+def test_no_graph_takes_the_last_memory(device, monkeypatch):
+    head = PRLSTMForSequenceClassification
+    model = model_of(head, device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", torch.cuda.memory_allocated)
+    for _ in range(3):
+        found_by(model, batch_of(head, device))
+    assert held(model) == 0
 
 
 def test_room(device, monkeypatch):

@@ -52,6 +52,17 @@ def test_compiled_graphs_are_few(model):
 
 
 @pytest.mark.pinned
+@pytest.mark.usefixtures("few_levels")
+def test_longer_rows_than_compiled_levels_are_refused(model):
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for length in (9, 127):
+        compiled(batch(2, length)["input_ids"])
+    with pytest.raises(Exception, match="A compiled model takes up to 127 tokens a row"):
+        compiled(batch(2, 128)["input_ids"])
+
+
+@pytest.mark.pinned
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_exported_for_any_length(model, request):
     all_levels = model.__class__ is MODELS["reduce"]  # of one model are enough

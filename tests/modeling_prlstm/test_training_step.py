@@ -98,7 +98,7 @@ def test_a_batch_without_a_loss_is_refused(device):
 
 def test_a_model_that_is_spread_is_refused():
     model = model_on("cpu")
-    with pytest.raises(ValueError, match="`model` is spread over processes or GPUs"):
+    with pytest.raises(ValueError, match="`model` is spread over processes or devices"):
         TrainingStep(torch.nn.DataParallel(model), adam(model))
 
 
@@ -167,11 +167,14 @@ def test_a_backward_while_another_thread_makes_a_graph():
     optimizer.step = wait
     with paused():
         loss = other(**batch).loss
+    another = TrainingStep(other, adam(other, capturable=True))
     thread = threading.Thread(target=step, kwargs=batch)
     thread.start()
     try:
         assert begun.wait(60)
         loss.backward()
+        assert another(**batch).isfinite()
+        assert not another.graphs, "a process makes one graph at a time"
     finally:
         done.set()
         thread.join()
@@ -196,3 +199,10 @@ def test_an_optimizer_that_cannot_be_captured_is_refused(optimizer, option):
     model = model_on("cuda")
     with pytest.raises(ValueError, match=f"`optimizer` must be made with `{option}=True`"):
         TrainingStep(model, optimizer(model.parameters(), lr=1e-2))
+
+
+def test_a_model_on_several_devices_is_refused():
+    model = model_on("cpu")
+    model.classifier.to("meta")
+    with pytest.raises(ValueError, match="`model` is spread over processes or devices"):
+        TrainingStep(model, adam(model))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .graphs import refuse_second_derivative
 from .kernel_parts import INTERPRETED, multiply, tl, total, triton
 
 # Of more classes a product has enough columns to be fast.
@@ -58,11 +59,8 @@ class _Classify(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        refuse_second_derivative()
         states, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # autograd records it, for a second derivative
-            flat = gradient.flatten(0, -2)
-            of_weight = flat.t() @ states.relu().flatten(0, -2)
-            return (gradient @ weight) * (states > 0), of_weight, flat.sum(0)
         states, weight = states.contiguous(), weight.contiguous()
         classes, size = weight.shape
         count = states.numel() // size

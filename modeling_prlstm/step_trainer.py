@@ -28,12 +28,13 @@ class StepTrainer(Trainer):
 
     def __init__(self, model: nn.Module | None = None, args: TrainingArguments | None = None, **kwargs: Any):
         args = TrainingArguments() if args is None else copy.copy(args)
+        own, trainers = type(self).compute_loss, Trainer.compute_loss
         for name, value, allowed in (
             ("gradient_accumulation_steps", args.gradient_accumulation_steps, 1),
             ("label_smoothing_factor", args.label_smoothing_factor, 0),
             ("fp16", args.fp16, False),
             ("compute_loss_func", kwargs.get("compute_loss_func"), None),
-            ("compute_loss", type(self).compute_loss.__qualname__, Trainer.compute_loss.__qualname__),
+            ("compute_loss", f"{own.__module__}.{own.__qualname__}", f"{trainers.__module__}.{trainers.__qualname__}"),
         ):
             if value != allowed:
                 raise ValueError(

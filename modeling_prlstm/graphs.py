@@ -29,8 +29,8 @@ SMALL = 2**14
 # After so many runs of others, a graph makes room for them.
 IDLE = 1000
 
-# Held while one is made: a process can do that once at a time. Never waited for, as who holds it may itself wait for the
-# thread of the backwards.
+# Held while one is made: a process can do that once at a time. Never waited for, as who holds it may itself wait for
+# the thread of the backwards.
 making = threading.Lock()
 
 Tensors = Sequence[Tensor | None]

@@ -43,8 +43,8 @@ class TrainingStep:
         self.graphs: dict[Hashable, Callable[[dict[str, Tensor]], Tensor]] = {}
         if _is_spread(model):
             raise ValueError(
-                "`model` is spread over processes or devices, whose waiting for each other a graph cannot hold. Train it "
-                "with Trainer or a loop of your own."
+                "`model` is spread over processes or devices, whose waiting for each other a graph cannot hold. Train "
+                "it with Trainer or a loop of your own."
             )
         if not self.parameters:
             raise ValueError("`model` has no parameter that requires a gradient: there is nothing to train.")

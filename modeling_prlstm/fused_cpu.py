@@ -321,13 +321,10 @@ def _activate(gates: Tensor, size: int) -> Tensor:
 def _finish(gates: Tensor, cell: Tensor, out: Pair, places: Places) -> None:
     """The rest of a cell, of its `gates`' values [n, (3 + F) * H]."""
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
-    for_hidden, for_cell = (_own_slots(buffer, places, i) for buffer in out)
-    after = _cell(i, g, forgets, cell, out=for_cell)
-    hidden = torch.tanh(after, out=for_hidden).mul_(o)
-    if for_cell is None:
-        _put(out[1], places, after)
-    if for_hidden is None:
-        _put(out[0], places, hidden)
+    after = _cell(i, g, forgets, cell)
+    _put(out[1], places, after)
+    hidden = after.tanh_().mul_(o)
+    _put(out[0], places, hidden)
     if places.prefixes is not None:
         _write(places.prefixes.hidden, places.target, places.batch, hidden)
 
@@ -337,11 +334,7 @@ def _differentiate(gradient: Pair, places: Places, gates: Tensor, cell: Tensor, 
     i, g, o, *forgets = gates.split(cell.shape[-1], dim=1)
     target, batch, prefixes, rights = places
     if prefixes is None:
-        own = [_own_slots(part, places, i) for part in gradient]
-        d_hidden, d_cell = (
-            _read(part, target, batch, cell) if there is None else there
-            for part, there in zip(gradient, own, strict=True)
-        )
+        d_hidden, d_cell = (_read(part, target, batch, cell) for part in gradient)
     else:
         d_hidden = _read(prefixes.hidden, target, batch, cell)
         d_cell = torch.zeros_like(d_hidden)
@@ -364,18 +357,9 @@ def _differentiate(gradient: Pair, places: Places, gates: Tensor, cell: Tensor, 
         _sigmoid_backward.grad_input(product, forget, grad_input=forget)
 
 
-def _own_slots(buffer: Tensor, places: Places, like: Tensor) -> Tensor | None:
-    """The slots [n, H] of `buffer` where results `like` [n, H] go in order, if they go nowhere else; else None."""
-    target, batch, prefixes, rights = places
-    in_order = target == Target.evenly(target.base, batch, len(like) // batch)
-    if not in_order or prefixes is not None or rights is not None or buffer.dtype != like.dtype:
-        return None
-    return buffer[target.base : target.base + len(like)]
-
-
-def _cell(i: Tensor, g: Tensor, forgets: list[Tensor], before: Tensor, out: Tensor | None = None) -> Tensor:
+def _cell(i: Tensor, g: Tensor, forgets: list[Tensor], before: Tensor) -> Tensor:
     """The new cell state [n, H] of the gates' values [n, H] and the cell states `before` [n, F, H]."""
-    after = torch.mul(i, g, out=out)
+    after = i * g
     for forget, state in zip(forgets, before.unbind(1), strict=True):
         after.addcmul_(forget, state)
     return after

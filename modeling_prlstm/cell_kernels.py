@@ -142,7 +142,8 @@ class TritonArithmetic:
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
-        # The gates' values lie in [-1, 1]: float16 keeps as many of their bits as a TF32 product has.
+        # Float16 keeps as many bits of their sums as a TF32 product has. Of the values it would lose, near 1, all that
+        # the gradients of closed and open gates are made of.
         return torch.float32 if dtype == torch.float32 and not self.tf32 else torch.float16
 
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
@@ -639,7 +640,7 @@ def _forward(
     cell_ptr,  # [count, STATES, SIZE], float32
     units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     bias_ptr,  # [(3 + STATES) * SIZE]
-    gates_ptr,  # [count, (3 + STATES) * SIZE], their values; unused unless KEEP
+    gates_ptr,  # [count, (3 + STATES) * SIZE], their sums; unused unless KEEP
     hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
     prefixes_ptr,  # [prefixes, SIZE], in UNIT; None: the results are no prefixes
@@ -772,7 +773,7 @@ def _backward(
     block,  # with the next two: `layout.Rights`; None: the results are read nowhere else
     start_slot,
     right_slot,
-    gates_ptr,  # [count, (3 + STATES) * SIZE]
+    gates_ptr,  # [count, (3 + STATES) * SIZE], their sums
     cell_ptr,  # [count, STATES, SIZE], float32
     weight_units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     slopes_ptr,  # like the gates, in the weights' units and their own; may be the gates' memory
@@ -816,17 +817,18 @@ def _backward(
         gates_at = rows.to(tl.int64)[:, None] * width + columns[None, :]
         before_at = rows.to(tl.int64)[:, None] * (STATES * SIZE) + columns[None, :]
 
-        i = tl.load(gates_ptr + gates_at, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32)
-        o = tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32)
-        left = tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32)
+        exact: tl.constexpr = slopes_ptr.dtype.element_ty == tl.float32
+        i = sigmoid(tl.load(gates_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
+        g = tanh(tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32), exact)
+        o = sigmoid(tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
+        left = sigmoid(tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32))
         left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
         cell = i * g + left * left_cell
         if STATES == 2:
-            right = tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32)
+            right = sigmoid(tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32))
             right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
             cell += right * right_cell
-        activated = tanh(cell, EXACT=slopes_ptr.dtype.element_ty == tl.float32)
+        activated = tanh(cell, exact)
         if prefixes_ptr is None:
             d_hidden = tl.load(hidden_gradient_ptr + from_at, mask=inside, other=0.0).to(tl.float32)
             d_cell = tl.load(cell_gradient_ptr + from_at, mask=inside, other=0.0)

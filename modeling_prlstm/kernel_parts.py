@@ -223,24 +223,24 @@ def finish_cell(
         dtype = gates_ptr.dtype.element_ty
         gates_at = gates_ptr + rows.to(tl.int64)[:, None] * ((3 + STATES) * SIZE) + columns[None, :]
     # In this order the registers suffice; in others some are spilled.
-    left = sigmoid(left)
     if KEEP:
         tl.store(gates_at + 3 * SIZE, left.to(dtype), mask=inside)
+    left = sigmoid(left)
     cell = left * tl.load(left_cell_at, mask=inside, other=0.0)
     if STATES == 2:
-        right = sigmoid(right)
         if KEEP:
             tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
+        right = sigmoid(right)
         cell += right * tl.load(right_cell_at, mask=inside, other=0.0)
-    i = sigmoid(i)
-    g = tanh(g, exact)
     if KEEP:
         tl.store(gates_at, i.to(dtype), mask=inside)
         tl.store(gates_at + SIZE, g.to(dtype), mask=inside)
+    i = sigmoid(i)
+    g = tanh(g, exact)
     cell += i * g
-    o = sigmoid(o)
     if KEEP:
         tl.store(gates_at + 2 * SIZE, o.to(dtype), mask=inside)
+    o = sigmoid(o)
     if slots is None:
         slots = slots_of(rows, batch, paired, base, pair, side, row, odd, odd_row)
     out_at = slots[:, None] * SIZE + columns[None, :]

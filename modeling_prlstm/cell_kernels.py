@@ -32,6 +32,7 @@ from .kernel_parts import (
     at_rights,
     finish_cell,
     in_pairs,
+    kept_gate,
     multiply,
     of_prefixes,
     of_rights,
@@ -142,8 +143,7 @@ class TritonArithmetic:
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """See `Arithmetic`."""
-        # Float16 keeps as many bits of their sums as a TF32 product has. Of the values it would lose, near 1, all that
-        # the gradients of closed and open gates are made of.
+        # Float16 keeps as many of their bits as a TF32 product has; see `keep_gate`.
         return torch.float32 if dtype == torch.float32 and not self.tf32 else torch.float16
 
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
@@ -640,7 +640,7 @@ def _forward(
     cell_ptr,  # [count, STATES, SIZE], float32
     units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     bias_ptr,  # [(3 + STATES) * SIZE]
-    gates_ptr,  # [count, (3 + STATES) * SIZE], their sums; unused unless KEEP
+    gates_ptr,  # [count, (3 + STATES) * SIZE]: the sum of g, the others as `keep_gate` does; unused unless KEEP
     hidden_out_ptr,  # [slots, SIZE], in UNIT
     cell_out_ptr,  # [slots, SIZE], float32
     prefixes_ptr,  # [prefixes, SIZE], in UNIT; None: the results are no prefixes
@@ -773,7 +773,7 @@ def _backward(
     block,  # with the next two: `layout.Rights`; None: the results are read nowhere else
     start_slot,
     right_slot,
-    gates_ptr,  # [count, (3 + STATES) * SIZE], their sums
+    gates_ptr,  # [count, (3 + STATES) * SIZE]: the sum of g, the others as `keep_gate` does
     cell_ptr,  # [count, STATES, SIZE], float32
     weight_units_ptr,  # [(3 + STATES) * SIZE], float32: of the weights' rows; None: 1
     slopes_ptr,  # like the gates, in the weights' units and their own; may be the gates' memory
@@ -818,14 +818,14 @@ def _backward(
         before_at = rows.to(tl.int64)[:, None] * (STATES * SIZE) + columns[None, :]
 
         exact: tl.constexpr = slopes_ptr.dtype.element_ty == tl.float32
-        i = sigmoid(tl.load(gates_ptr + gates_at, mask=inside, other=0.0).to(tl.float32))
+        i = kept_gate(gates_ptr + gates_at, inside)
         g = tanh(tl.load(gates_ptr + gates_at + SIZE, mask=inside, other=0.0).to(tl.float32), exact)
-        o = sigmoid(tl.load(gates_ptr + gates_at + 2 * SIZE, mask=inside, other=0.0).to(tl.float32))
-        left = sigmoid(tl.load(gates_ptr + gates_at + 3 * SIZE, mask=inside, other=0.0).to(tl.float32))
+        o = kept_gate(gates_ptr + gates_at + 2 * SIZE, inside)
+        left = kept_gate(gates_ptr + gates_at + 3 * SIZE, inside)
         left_cell = tl.load(cell_ptr + before_at, mask=inside, other=0.0)
         cell = i * g + left * left_cell
         if STATES == 2:
-            right = sigmoid(tl.load(gates_ptr + gates_at + 4 * SIZE, mask=inside, other=0.0).to(tl.float32))
+            right = kept_gate(gates_ptr + gates_at + 4 * SIZE, inside)
             right_cell = tl.load(cell_ptr + before_at + SIZE, mask=inside, other=0.0)
             cell += right * right_cell
         activated = tanh(cell, exact)

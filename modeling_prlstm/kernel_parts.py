@@ -130,6 +130,25 @@ def tanh(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def keep_gate(value, at, inside):
+    """Store a gate's `value` for the backward, 1,024-fold: or if that is nearer to 0, the value less 1.
+
+    Near 1 float16 would lose, of the value itself, all that the gradient of an open gate is made of.
+    """
+    kept = tl.where(
+        value > 0.5, tl.minimum((value - 1) * 1024, -5.9604645e-08), value * 1024
+    )  # never 0 for an open one
+    tl.store(at, kept.to(at.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def kept_gate(at, inside):
+    """The value that `keep_gate` stored."""
+    kept = tl.load(at, mask=inside, other=0.0).to(tl.float32) * 0.0009765625
+    return tl.where(kept < 0, 1 + kept, kept)
+
+
+@triton.jit
 def multiply(x, w, onto, WIDEN: tl.constexpr):
     """`x` times `w`, added to `onto`; exact where they are float32."""
     if WIDEN:
@@ -220,27 +239,25 @@ def finish_cell(
     batch, paired, base, pair, side, row, odd, odd_row = places
     exact: tl.constexpr = hidden_out_ptr.dtype.element_ty == tl.float32
     if KEEP:
-        dtype = gates_ptr.dtype.element_ty
         gates_at = gates_ptr + rows.to(tl.int64)[:, None] * ((3 + STATES) * SIZE) + columns[None, :]
     # In this order the registers suffice; in others some are spilled.
-    if KEEP:
-        tl.store(gates_at + 3 * SIZE, left.to(dtype), mask=inside)
     left = sigmoid(left)
+    if KEEP:
+        keep_gate(left, gates_at + 3 * SIZE, inside)
     cell = left * tl.load(left_cell_at, mask=inside, other=0.0)
     if STATES == 2:
-        if KEEP:
-            tl.store(gates_at + 4 * SIZE, right.to(dtype), mask=inside)
         right = sigmoid(right)
+        if KEEP:
+            keep_gate(right, gates_at + 4 * SIZE, inside)
         cell += right * tl.load(right_cell_at, mask=inside, other=0.0)
-    if KEEP:
-        tl.store(gates_at, i.to(dtype), mask=inside)
-        tl.store(gates_at + SIZE, g.to(dtype), mask=inside)
     i = sigmoid(i)
-    g = tanh(g, exact)
-    cell += i * g
     if KEEP:
-        tl.store(gates_at + 2 * SIZE, o.to(dtype), mask=inside)
+        keep_gate(i, gates_at, inside)
+        tl.store(gates_at + SIZE, g.to(gates_ptr.dtype.element_ty), mask=inside)
+    cell += i * tanh(g, exact)
     o = sigmoid(o)
+    if KEEP:
+        keep_gate(o, gates_at + 2 * SIZE, inside)
     if slots is None:
         slots = slots_of(rows, batch, paired, base, pair, side, row, odd, odd_row)
     out_at = slots[:, None] * SIZE + columns[None, :]

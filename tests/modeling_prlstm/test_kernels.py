@@ -437,6 +437,29 @@ def test_tf32_merging_by_ids(weighting):
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("bias", [-9.0, 7.0, 9.0])
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_gates_that_are_almost_closed_or_open(dtype, every_prefix, bias):
+    """Forget gates, whose small gradients the others' would hide: of what they keep from 0 or 1, little must be lost."""
+    model, reference = model_of(dtype), model_of()
+    layers = ["composer.merge.binary", "composer.merge.refine.0"]
+    with torch.no_grad():
+        for layer in layers:
+            model.get_submodule(layer).bias[21:] = bias
+    reference.load_state_dict(model.state_dict())
+    arguments = batch_of(13), None, every_prefix
+    expected = states_and_gradients(reference, "eager", *arguments, weighting=64)
+    actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"], weighting=64)
+    rows = [
+        {f"{layer}.{kind}": found[f"{layer}.{kind}"][21:] for layer in layers for kind in ("weight", "bias")}
+        for found in (actual, expected)
+    ]
+    assert_agrees(*rows, 2e-3 if dtype == torch.float32 else 2 * TOLERANCE[dtype])
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # by the interpreter
 @pytest.mark.parametrize(
     ("weights", "of_o", "weighting"), [(1, 1, 1e-25), (1, 1, 1e20), (1e-6, 1, 1), (1e-6, 1, 1e-12), (1, 1e6, 1)]

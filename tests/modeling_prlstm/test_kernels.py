@@ -402,7 +402,7 @@ def test_tf32_learns_from_zeros(rows):
     with torch.no_grad():
         for layer in (model.composer.merge.binary, *model.composer.merge.refine):
             layer.weight[rows] = 0
-    arguments = batch_of(6), None, False
+    arguments = batch_of(6, batch=12), None, False
     expected = states_and_gradients(model, "eager", *arguments, weighting=1e-6)
     actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"], weighting=1e-6)
     for name in ("binary", "refine.0"):
@@ -441,7 +441,7 @@ def test_tf32_merging_by_ids(weighting):
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_gates_that_are_almost_closed_or_open(dtype, every_prefix, bias):
-    """Forget gates, whose small gradients the others' would hide: of what they keep from 0 or 1, little must be lost."""
+    """Forget gates, whose small gradients those of others would hide."""
     model, reference = model_of(dtype), model_of()
     layers = ["composer.merge.binary", "composer.merge.refine.0"]
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """The LSTM cells of the fused path as Triton kernels: the gates of a merge are consumed in the kernel that makes them.
 
 Forward, one kernel a cell: the products of all gates of a tile of states stay in registers, and the new states are
-written straight to where the next merge reads them. Backward, one kernel makes the gates' gradients of the gates'
-values; the products with the weights are the library's, where no units (below) come into them. No sum is made by
+written straight to where the next merge reads them. Backward, one kernel makes the gates' gradients of the kept
+gates; the products with the weights are the library's, where no units (below) come into them. No sum is made by
 atomics: results do not change from run to run.
 
 Where `torch.backends.cuda.matmul.fp32_precision`, or the older `allow_tf32`, allows TF32, float32 products are made in

@@ -1,7 +1,5 @@
 """What the models are given, checked before any work is done on it."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -100,7 +98,18 @@ def _at_tokens(wrong: Tensor, attention_mask: Tensor | None) -> Tensor:
 def check_labels(
     labels: Tensor, logits_shape: tuple[int, ...], config: PRLSTMConfig, bounds: Bounds | None = None
 ) -> str:
-    """The problem type of `config`, or that the labels of whole rows show, after a check that they fit it."""
+    """The problem type of `config`, or that the labels of whole rows show, after a check that they fit it.
+
+    Args:
+        labels: of any shape and dtype.
+        logits_shape: what they must fit.
+        config: its `problem_type`; None: regression for one logit a row, classes for integers, else multi-label.
+        bounds: of classes, if known.
+
+    Raises:
+        TypeError: for labels that are no tensor.
+        ValueError: as `check_classes` or `check_targets`.
+    """
     check_tensors(labels=labels)
     problem_type = config.problem_type
     if problem_type is None:
@@ -118,11 +127,14 @@ def check_labels(
 
 def check_targets(labels: Tensor, logits_shape: tuple[int, ...], problem_type: str) -> None:
     """Raise unless `labels` has a target for each of the logits: finite for a regression, else a probability."""
-    if labels.shape.numel() != math.prod(logits_shape):
+    shapes = [tuple(logits_shape), *([tuple(logits_shape[:-1])] if logits_shape[-1] == 1 else [])]
+    if tuple(labels.shape) not in shapes:
         raise ValueError(
             f"`labels` must have one target for each of the logits {tuple(logits_shape)} for {problem_type}, "
             f"got the shape {tuple(labels.shape)}. `problem_type` in the config sets the kind of target."
         )
+    if labels.is_complex():
+        raise ValueError(f"`labels` must be real numbers for {problem_type}, got {labels.dtype}.")
     if not can_look_at(labels):
         return
     if problem_type == "regression":

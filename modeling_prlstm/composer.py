@@ -34,7 +34,15 @@ logger = logging.get_logger(__name__)
 
 
 class PRLSTMBinary(nn.Linear):
-    """The product of the binary cell. `fan_in` tells its initialisation how many inputs one map of it has."""
+    """The product of the binary cell (paper section 3): [..., 2H] to the sums of its gates, [..., 5H] of an LSTM's.
+
+    Args:
+        size: H.
+        cell: its kind, which says how many gates there are.
+
+    Attributes:
+        fan_in: how many inputs one map of it has, for its initialisation.
+    """
 
     def __init__(self, size: int, cell: Cell):
         super().__init__(2 * size, cell.merge_width * size)
@@ -71,7 +79,11 @@ def call(layer: nn.Linear, inputs: Tensor, rows: slice | None = None) -> Tensor:
 
 
 class PRLSTMMerge(GradientCheckpointingLayer):
-    """One node of the tree: the binary cell, then R refinement cells with weights of their own."""
+    """One node of the tree (paper section 3): the binary cell, then R refinement cells with weights of their own.
+
+    Args:
+        config: R is its `num_refinements`.
+    """
 
     def __init__(self, config: PRLSTMConfig):
         super().__init__()
@@ -97,7 +109,11 @@ class PRLSTMMerge(GradientCheckpointingLayer):
 
 
 class PRLSTMComposer(nn.Module):
-    """Leaf and merge weights, and the schedule that applies them to a batch."""
+    """Leaf and merge weights, and the schedule that applies them to a batch (paper section 3).
+
+    Args:
+        config: the sizes, the cells and the backend; see `PRLSTMConfig`.
+    """
 
     def __init__(self, config: PRLSTMConfig):
         super().__init__()
@@ -125,8 +141,13 @@ class PRLSTMComposer(nn.Module):
             with_leaves: also return the leaves.
 
         Returns:
-            The leaves' hidden states [B, T, H], or None, and the prefixes' hidden states:
+            The leaves' hidden states [B, T, H], or None, and the prefixes', in the dtype of the weights or of autocast:
             [B, T, H] by scan (those past a row's length have no meaning), [B, H] of the whole rows by reduce.
+
+        Raises:
+            RuntimeError: if the backend that is asked for cannot run, or has no forward-mode derivatives.
+            ValueError: for embeddings of another dtype than the weights', an embedding table with too few rows, and
+                rows that are longer than a compiled model takes.
         """
         if torch.compiler.is_compiling():
             traced, hidden = self._trace(inputs, lengths, every_prefix)
@@ -245,6 +266,11 @@ class PRLSTMComposer(nn.Module):
         vocab_size, embed = self.config.vocab_size, self.embed_tokens
         # What else takes part, as NEFTune's noise, is meant for every token.
         alone = acts_alone(self.leaf, nn.Linear) and (embed is None or acts_alone(embed, nn.Embedding))
+        if alone and embed is not None and len(embed.weight) < vocab_size:
+            raise ValueError(
+                f"The embedding table has {len(embed.weight)} rows for a `vocab_size` of {vocab_size}. Set it by "
+                "`resize_token_embeddings`."
+            )
         small = alone and vocab_size <= SMALL_VOCABULARY
         if embed is not None:
             product = self.leaf(embed(torch.arange(vocab_size, device=inputs.device) if small else inputs))
@@ -353,6 +379,7 @@ def _chosen(asked: str, cell_type: str, device: torch.device, dtype: torch.dtype
     if automatic:
         reason = f" ({backend!r}: {why_not})" if why_not else ""
         backend = "eager" if why_not else backend
+        # Whoever asks transformers for its own messages is told among these, others by Python's logging.
         own = logger if logging.get_verbosity() > logging.INFO else logging.get_logger(f"transformers.{__name__}")
         slower = why_not and device.type == "cuda"  # than the GPU could be
         tell = own.warning_once if slower else own.info_once

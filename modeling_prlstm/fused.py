@@ -119,10 +119,10 @@ class Arithmetic(Protocol):
         """The dtype of the hidden states in the buffers and of the slopes' values, for a model in `dtype`."""
 
     def gates_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which the gates' values are kept for the backward, for a model in `dtype`."""
+        """The dtype in which gates are kept for the backward, for a model in `dtype`."""
 
     def slopes(self, gates: Tensor, dtype: torch.dtype) -> InUnits:
-        """A buffer for the slopes of a model in `dtype`, whose memory may be that of the `gates`' values.
+        """A buffer for the slopes of a model in `dtype`, whose memory may be that of the kept `gates`.
 
         What it holds has the units of the weight's rows in it, besides its own.
         """
@@ -202,7 +202,7 @@ class Arithmetic(Protocol):
             state: hidden [n, F * H] and cell [n, F, H] before it.
             weight: `operand` of [(3 + F) * H, F * H], rows i, g, o, f_1 .. f_F; `bias` like its rows.
             bias: see `weight`.
-            gates: takes the gates' values, [n, (3 + F) * H]; None: they are not wanted.
+            gates: takes what `backward` needs of the gates, [n, (3 + F) * H]; None: there will be none.
             out: hidden and cell [slots, H], which take the results at their slots.
             places: of the results.
         """
@@ -241,7 +241,7 @@ class Arithmetic(Protocol):
         Args:
             gradient: of the results, [slots, H] each; those of one result add up.
             places: of the results.
-            gates: their values [n, (3 + F) * H].
+            gates: what `forward` kept of them [n, (3 + F) * H].
             cell: before the cell [n, F, H].
             weight: `operand` of [(3 + F) * H, F * H].
             slopes: takes the gradient of the gates' sums.
@@ -319,7 +319,7 @@ class Pairs(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """By cell of a merge: its gates' values [rows, (3 + F) * H], and the states [rows, H] that it gives the next.
+    """By cell of a merge: its kept gates [rows, (3 + F) * H], and the states [rows, H] that it gives the next.
 
     The rows of the binary cell's gates are those with slots, where all are kept.
     """
@@ -377,7 +377,7 @@ class Tree:
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
         """The gradients of the leaves' hidden and cell states and the weights, of the hidden result's `gradient`.
 
-        Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates' values.
+        Once for a forward: the cell states' gradients take their place, as the slopes may that of the gates.
         """
         self.orders: dict[Target, Order] = {}  # of ids, by where their leaves are, or the merges of their pairs
         try:

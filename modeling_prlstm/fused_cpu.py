@@ -26,7 +26,7 @@ _tanh_backward = torch.ops.aten.tanh_backward
 class TorchArithmetic:
     """`fused.Arithmetic` in plain PyTorch."""
 
-    # Large enough for a product at full speed, small enough that its gates stay in the cache of a core or two.
+    # Large enough to keep many cores busy, small enough that the gates stay in their caches.
     rows = 2048
 
     bears_unknown_ids = False

@@ -354,5 +354,21 @@ def make_layout(batch: int, length: int, form: Form, ids: int | None, worth_it: 
         lookups.append(tuple(found))
     in_pairs = [0 if level < in_slots else count // 2 * 2 for level, count in enumerate(counts)]
     ends = tuple((count, pairs_of(level)) for level, count in enumerate(in_pairs)) if form == "each" else ()
-    parts = tuple(tables), tuple(lookups), tuple(levels), tuple(appends), tuple(last)
-    return Layout(batch, length, *parts, rows, slots, result, spare, ends, scratch, looked_up, starts, start_lefts)
+    return Layout(
+        batch=batch,
+        length=length,
+        tables=tuple(tables),
+        lookups=tuple(lookups),
+        levels=tuple(levels),
+        appends=tuple(appends),
+        last=tuple(last),
+        rows=rows,
+        slots=slots,
+        result=result,
+        spare=spare,
+        ends=ends,
+        scratch=scratch,
+        looked_up=looked_up,
+        starts=starts,
+        start_lefts=start_lefts,
+    )

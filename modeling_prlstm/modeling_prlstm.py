@@ -168,9 +168,11 @@ class PRLSTMModel(PRLSTMPreTrainedModel):
 
         Returns:
             `last_hidden_state` [B, T, H], the state of the tokens up to each position, 0 at padding, and
-            `pooler_output` [B, H], the state of each row's last token (of each sequence's, where rows are packed).
+            `pooler_output` [B, H], the state of each row's last token (of each sequence's, where rows are packed); in
+            the dtype of the weights, or of autocast.
 
         Raises:
+            RuntimeError: if the config's `backend` cannot run here.
             TypeError: for an argument that is no tensor.
             ValueError: for both inputs or neither, an input of the wrong shape or dtype, ids out of range, a row
                 without tokens.

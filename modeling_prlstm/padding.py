@@ -185,6 +185,8 @@ def check_mask_shape(attention_mask: Tensor, shape: tuple[int, int]) -> None:
             f"`attention_mask` must have the shape (batch, length) of the input, {shape}, "
             f"got {tuple(attention_mask.shape)}."
         )
+    if attention_mask.is_complex():
+        raise ValueError(f"`attention_mask` must hold 1 at tokens and 0 at padding, got {attention_mask.dtype}.")
 
 
 def check_mask(attention_mask: Tensor, values: Bounds, lengths: Bounds) -> None:

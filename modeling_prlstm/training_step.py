@@ -21,33 +21,37 @@ class TrainingStep:
             loss = step(**batch)
 
     The graphs, one for each shape for as long as this object lives, hold the parameters where they are, and the
-    optimizer's options, but for the learning rate, and the model's (frozen parameters, checkpointing, hooks) as they
-    were: make another `TrainingStep` after a change. (The optimizer's `load_state_dict` is noticed, and another
-    precision of products, as TF32.) On a CPU it is the same step without graphs.
+    optimizer's options, but for the learning rate, and the model's (checkpointing, hooks) as they were: make another
+    `TrainingStep` after a change. (Noticed are parameters that are frozen or set free, the optimizer's
+    `load_state_dict`, and another precision of products, as TF32.) On a CPU it is the same step without graphs.
 
     Args:
         model: returns a `loss` for its keyword arguments, as every model of transformers with a head does.
         optimizer: of the model's parameters. On a GPU its learning rates become tensors, so that a scheduler's changes
             reach the graphs.
-        max_grad_norm: to which the norm of all gradients is clipped; None: they are not.
+        max_grad_norm: to which the norm of all gradients is clipped, more than 0; None: they are not.
 
     Raises:
+        TypeError: for an optimizer that is none, or none of PyTorch's.
         ValueError: for an optimizer that a graph cannot hold (Adam and others without `capturable=True`, SGD and
-            others without `fused=True`), for a model that is spread over processes or devices, and for one without
-            parameters to train.
+            others without `fused=True`, LBFGS) or that has none of the model's parameters, for a model that is spread
+            over processes or devices, or without parameters to train, and for a `max_grad_norm` that is not above 0.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = 1.0):
         self.model, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = [*model.parameters()]
         self.graphs: dict[Hashable, Callable[[dict[str, Tensor]], Tensor]] = {}
         if _is_spread(model):
             raise ValueError(
                 "`model` is spread over processes or devices, whose waiting for each other a graph cannot hold. Train "
                 "it with Trainer or a loop of your own."
             )
-        if not self.parameters:
+        if not any(parameter.requires_grad for parameter in self.parameters):
             raise ValueError("`model` has no parameter that requires a gradient: there is nothing to train.")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"`max_grad_norm` must be above 0, got {max_grad_norm}. None: gradients are not clipped.")
+        self._check_optimizer()
         self.on_gpu = all(parameter.is_cuda for parameter in self.parameters)
         if self.on_gpu:
             self._prepare()
@@ -69,7 +73,8 @@ class TrainingStep:
         self._keep_up()
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.items()))
         dtype = autocast_dtype()
-        key = shapes, self.model.training, dtype, torch.backends.cuda.matmul.fp32_precision
+        trained = tuple(parameter.requires_grad for parameter in self.parameters)
+        key = shapes, trained, self.model.training, dtype, torch.backends.cuda.matmul.fp32_precision
         graph = self.graphs.get(key)
         if graph is not None:
             return graph(batch)
@@ -84,9 +89,11 @@ class TrainingStep:
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:
         self.model.zero_grad(set_to_none=True)  # of parameters that are not the optimizer's too
-        loss = self.model(**batch).loss
+        loss = getattr(self.model(**batch), "loss", None)
         if loss is None:
-            raise ValueError(f"`batch` must have what makes a loss, as `labels`, got {sorted(batch)} without one.")
+            raise ValueError(
+                f"`batch` must have what makes a `loss` of the model, as `labels`, got {sorted(batch)} without one."
+            )
         loss.backward()
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
@@ -108,6 +115,15 @@ class TrainingStep:
             return loss.clone()
 
         return replay
+
+    def _check_optimizer(self) -> None:
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(f"`optimizer` must be a torch.optim.Optimizer, got {type(self.optimizer).__name__}.")
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ValueError("`optimizer` must take its step of one backward, got LBFGS, which needs several.")
+        own = {id(part) for group in self.optimizer.param_groups for part in group["params"]}
+        if own.isdisjoint(map(id, self.parameters)):
+            raise ValueError("`optimizer` has none of the model's parameters. Make it of `model.parameters()`.")
 
     def _prepare(self) -> None:
         """Raise for an optimizer that a graph cannot hold; make room for graphs, and it hold the learning rates."""

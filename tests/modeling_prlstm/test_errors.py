@@ -10,7 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from modeling_prlstm import PRLSTMForSequenceClassification, PRLSTMForTokenClassification
+from modeling_prlstm import (
+    PRLSTMConfig,
+    PRLSTMForSequenceClassification,
+    PRLSTMForTokenClassification,
+    PRLSTMModel,
+)
 
 from .reference import small_config
 
@@ -62,6 +67,7 @@ CALLS = {
     "mask of one row": ({"input_ids": IDS, "attention_mask": MASK[:1]}, r"got \(1, 3\)"),
     "mask of heads": ({"input_ids": IDS, "attention_mask": MASK[:, None, None]}, r"got \(2, 1, 1, 3\)"),
     "additive mask": ({"input_ids": IDS, "attention_mask": torch.tensor([[0.0, 0, -1e9]] * 2)}, "1 at tokens"),
+    "complex mask": ({"input_ids": IDS, "attention_mask": MASK * 1j}, "1 at tokens and 0 at padding, got torch.comp"),
     "numbered mask": ({"input_ids": IDS, "attention_mask": MASK * 2}, r"got \[2\]"),
 }
 
@@ -83,6 +89,7 @@ ROW_LABELS = {
     "negative": (ids(-1, 0), r"got \[-1\]"),
     "floats of one label": (torch.rand(2), r"one target for each of the logits \(2, 3\) for multi_label"),
     "of all tokens": (torch.ones(2, 3).long(), r"integer classes of shape \(2,\), got torch.int64 of shape \(2, 3\)"),
+    "transposed targets": (torch.rand(3, 2), r"one target for each of the logits \(2, 3\) .* got the shape \(3, 2\)"),
     "scores for classes": (torch.tensor([[0.0, 2, 1]] * 2), r"from 0 to 1 for multi_label.* got \[0.0, 1.0, 2.0\]"),
     "NaN for a class": (torch.tensor([[0.0, NAN, 1]] * 2), "from 0 to 1 for multi_label"),
 }
@@ -202,3 +209,16 @@ class TestCheckpoints:
         (folder / "model.safetensors").unlink()
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=False)
         assert torch.equal(model.classifier.weight, expected.classifier.weight)
+
+
+def test_a_table_of_too_few_rows():
+    model = PRLSTMModel(PRLSTMConfig(vocab_size=5, embedding_size=4, hidden_size=4))
+    model.set_input_embeddings(torch.nn.Embedding(3, 4))
+    with pytest.raises(ValueError, match=r"has 3 rows for a `vocab_size` of 5. .*`resize_token_embeddings`"):
+        model(IDS)
+
+
+def test_complex_targets():
+    model = PRLSTMForSequenceClassification(small_config(problem_type="regression"))
+    with pytest.raises(ValueError, match=r"`labels` must be real numbers for regression, got torch.complex64"):
+        model(IDS, labels=1j * torch.rand(2, model.config.num_labels))

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, TrainingStep
+from modeling_prlstm import PRLSTMConfig, PRLSTMForSequenceClassification, PRLSTMModel, TrainingStep
 from modeling_prlstm.fused import Tree
 from modeling_prlstm.graphs import paused
 
@@ -92,8 +92,51 @@ def test_nothing_to_train_is_refused():
 def test_a_batch_without_a_loss_is_refused(device):
     model = model_on(device)
     step = TrainingStep(model, adam(model, capturable=device == "cuda"))
-    with pytest.raises(ValueError, match=r"`batch` must have what makes a loss, .* got \['input_ids'\]"):
+    with pytest.raises(ValueError, match=r"`batch` must have what makes a `loss` .* got \['input_ids'\]"):
         step(input_ids=next(batches_on(device))["input_ids"])
+
+
+def test_a_model_without_a_head_is_refused():
+    model = PRLSTMModel(PRLSTMConfig(vocab_size=5, hidden_size=4))
+    with pytest.raises(ValueError, match="`batch` must have what makes a `loss`"):
+        TrainingStep(model, adam(model))(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
+def test_a_norm_that_is_none_is_refused(norm):
+    model = model_on("cpu")
+    with pytest.raises(ValueError, match=f"`max_grad_norm` must be above 0, got {norm}"):
+        TrainingStep(model, adam(model), norm)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda model: None, TypeError, "`optimizer` must be a torch.optim.Optimizer, got NoneType"),
+        (lambda model: torch.optim.LBFGS(model.parameters()), ValueError, "got LBFGS"),
+        (lambda model: adam(model_on("cpu")), ValueError, "`optimizer` has none of the model's parameters"),
+    ],
+)
+def test_what_is_no_optimizer_of_the_model_is_refused(make, error, message):
+    model = model_on("cpu")
+    with pytest.raises(error, match=message):
+        TrainingStep(model, make(model))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_parameters_that_are_set_free_are_clipped(device):
+    model = model_on(device)
+    model.prlstm.requires_grad_(False)
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=1.0, fused=True), max_grad_norm=0.01)
+    batch = next(batches_on(device))
+    for _ in range(2):
+        step(**batch)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.requires_grad_(True)
+    step(**batch)
+    moved = torch.stack([(parameter - before[name]).norm() for name, parameter in model.named_parameters()])
+    assert moved[:2].any(), "the tree is trained"
+    assert 0.009 < moved.norm() < 0.0101
 
 
 def test_a_model_that_is_spread_is_refused():

@@ -103,6 +103,11 @@ def test_whole_steps_log_no_norm(tmp_path):
     assert not any("grad_norm" in logs for logs in trainer.state.log_history)
 
 
+def test_whole_steps_clip_where_trainer_does(tmp_path):
+    plain, whole = (train(tmp_path, trainer_class=kind, max_grad_norm=-1.0) for kind in (Trainer, StepTrainer))
+    check_same(whole, plain)
+
+
 def test_whole_steps_resume(tmp_path):
     settings = {"trainer_class": StepTrainer, "save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
     whole = train(tmp_path / "whole", **settings)

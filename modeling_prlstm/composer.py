@@ -141,8 +141,8 @@ class PRLSTMComposer(nn.Module):
             with_leaves: also return the leaves.
 
         Returns:
-            The leaves' hidden states [B, T, H], or None, and the prefixes', in the dtype of the weights or of autocast:
-            [B, T, H] by scan (those past a row's length have no meaning), [B, H] of the whole rows by reduce.
+            The leaves' hidden states [B, T, H], or None, and the prefixes': by scan [B, T, H] (those past a row's length
+            have no meaning), by reduce [B, H] of the whole rows; in the dtype of the weights, or of autocast.
 
         Raises:
             RuntimeError: if the backend that is asked for cannot run, or has no forward-mode derivatives.

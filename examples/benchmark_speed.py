@@ -381,9 +381,9 @@ def main() -> None:
     benches = [Bench(arguments.device, precision, arguments.seconds, size) for size in arguments.vocab_sizes]
     bench = benches[0]
     ours = "triton" if arguments.device == "cuda" else "fused"
-    facts = provenance()
+    facts = provenance(on_gpu=arguments.device == "cuda")
     rate = bench.product_rate()
-    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else facts["hardware"]
+    machine = facts["hardware"]
     print(f"{machine}, torch {torch.__version__}, {precision}: matrix products {rate / 1e12:.3g} TFLOP/s")
     if precision == "tf32":  # whose digits PR-LSTM's kernels have from float16
         facts["float16_rate"] = bench.product_rate(torch.float16)

@@ -13,13 +13,13 @@ import torch
 PACKAGES = ("prlstm", "torch", "triton", "transformers", "datasets", "accelerate", "evaluate", "safetensors", "numpy")
 
 
-def provenance() -> dict[str, Any]:
-    """How, by what and on what this process measures, as plain JSON values."""
+def provenance(on_gpu: bool | None = None) -> dict[str, Any]:
+    """How, by what and on what this process measures, as plain JSON values. `on_gpu` None: where there is one."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | _versions(),
-        "hardware": _hardware(),
+        "hardware": _hardware(torch.cuda.is_available() if on_gpu is None else on_gpu),
     }
 
 
@@ -34,8 +34,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _hardware() -> str:
-    if torch.cuda.is_available():
+def _hardware(on_gpu: bool) -> str:
+    if on_gpu:
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 

@@ -141,8 +141,8 @@ class PRLSTMComposer(nn.Module):
             with_leaves: also return the leaves.
 
         Returns:
-            The leaves' hidden states [B, T, H], or None, and the prefixes': by scan [B, T, H] (those past a row's length
-            have no meaning), by reduce [B, H] of the whole rows; in the dtype of the weights, or of autocast.
+            The leaves' hidden states [B, T, H], or None, and those of prefixes: [B, T, H] by scan (past a row's
+            length they have no meaning), [B, H] of whole rows by reduce. Their dtype is the weights' or autocast's.
 
         Raises:
             RuntimeError: if the backend that is asked for cannot run, or has no forward-mode derivatives.

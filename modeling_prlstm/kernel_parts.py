@@ -135,9 +135,8 @@ def keep_gate(value, at, inside):
 
     Near 1 float16 would lose, of the value itself, all that the gradient of an open gate is made of.
     """
-    kept = tl.where(
-        value > 0.5, tl.minimum((value - 1) * 1024, -5.9604645e-08), value * 1024
-    )  # never 0 for an open one
+    lacking = tl.minimum((value - 1) * 1024, -6.103515625e-05)  # of an open one never 0, which is that of a closed one
+    kept = tl.where(value > 0.5, lacking, value * 1024)
     tl.store(at, kept.to(at.dtype.element_ty), mask=inside)
 
 

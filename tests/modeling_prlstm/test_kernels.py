@@ -460,6 +460,29 @@ def test_gates_that_are_almost_closed_or_open(dtype, every_prefix, bias):
 
 @pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 @pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("bias", [-40.0, 40.0])
+@pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
+def test_gates_that_are_closed_or_open(every_prefix, bias):
+    """A forget gate of 0 or 1 in float32 too: the other gradients are right, its own next to nothing."""
+    model = model_of()
+    layers = [model.composer.merge.binary, *model.composer.merge.refine]
+    with torch.no_grad():
+        for layer in layers:
+            layer.bias[21:] = bias
+    arguments = batch_of(13), None, every_prefix
+    expected = states_and_gradients(model, "eager", *arguments)
+    actual = states_and_gradients(model, "triton", *arguments, DEVICE["triton"])
+    own = [value[21:] for name, value in actual.items() if "merge" in name]
+    others = [
+        {name: value[:21] if "merge" in name else value for name, value in found.items()}
+        for found in (actual, expected)
+    ]
+    assert_agrees(*others, 2e-3)
+    assert all(value.abs().max() < 1e-5 for value in own)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.usefixtures("tf32")
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # by the interpreter
 @pytest.mark.parametrize(
     ("weights", "of_o", "weighting"), [(1, 1, 1e-25), (1, 1, 1e20), (1e-6, 1, 1), (1e-6, 1, 1e-12), (1, 1e6, 1)]

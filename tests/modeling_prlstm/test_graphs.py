@@ -19,7 +19,7 @@ from modeling_prlstm import (
     PRLSTMModel,
     composer,
     graphs,
-    modeling_prlstm,
+    model_graph,
 )
 
 from .reference import HAS_TRITON
@@ -82,7 +82,7 @@ def device(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, Nothing)
     own = Nothing()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: own)
-    for module in (graphs, composer, modeling_prlstm):
+    for module in (graphs, composer, model_graph):
         monkeypatch.setattr(module, "can_capture", lambda device: not graphs._paused.get())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpu_of(2**30))

@@ -127,10 +127,10 @@ def check_labels(
 
 def check_targets(labels: Tensor, logits_shape: tuple[int, ...], problem_type: str) -> None:
     """Raise unless `labels` has a target for each of the logits: finite for a regression, else a probability."""
-    shapes = [tuple(logits_shape), *([tuple(logits_shape[:-1])] if logits_shape[-1] == 1 else [])]
-    if tuple(labels.shape) not in shapes:
+    shape = tuple(logits_shape)
+    if labels.shape != shape and not (shape[-1] == 1 and labels.shape == shape[:-1]):
         raise ValueError(
-            f"`labels` must have one target for each of the logits {tuple(logits_shape)} for {problem_type}, "
+            f"`labels` must have one target for each of the logits {shape} for {problem_type}, "
             f"got the shape {tuple(labels.shape)}. `problem_type` in the config sets the kind of target."
         )
     if labels.is_complex():

@@ -29,9 +29,8 @@ SMALL = 2**14
 # After so many runs of others, a graph makes room for them.
 IDLE = 1000
 
-# Held while one is made: a process can do that once at a time. Never waited for, as who holds it may itself wait for
-# the thread of the backwards.
-making = threading.Lock()
+# Held while one is made.
+_making = threading.Lock()
 
 Tensors = Sequence[Tensor | None]
 Call = Callable[..., tuple[Tensor, ...]]
@@ -187,6 +186,20 @@ def capture(
     with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
         results = work()
     return results, graph
+
+
+@contextmanager
+def turn_to_make() -> Iterator[bool]:
+    """Whether no other thread makes a graph: a process can do that once at a time.
+
+    It is not waited for, as who makes one may itself wait for the thread of the backwards.
+    """
+    is_free = _making.acquire(blocking=False)
+    try:
+        yield is_free
+    finally:
+        if is_free:
+            _making.release()
 
 
 class Copying:
@@ -477,13 +490,11 @@ class Graphs:
         if graph is not None and graph.misused and not graph.busy:
             graph, joined = None, False
             del self.graphs[key]  # its buffers go before there are others
-        if graph is None and self._came_before(key) and making.acquire(blocking=False):
-            try:
-                if self._make_room(function.size(differentiable)):
+        if graph is None and self._came_before(key):
+            with turn_to_make() as is_free:
+                if is_free and self._make_room(function.size(differentiable)):
                     with torch.inference_mode(False):  # whose buffers would be of use there alone
                         graph = self.graphs[key] = Graph(function, inputs, differentiable, joined)
-            finally:
-                making.release()
         if graph is not None:
             graph.used = self.runs
         return graph

@@ -135,7 +135,7 @@ def keep_gate(value, at, inside):
 
     Near 1 float16 would lose, of the value itself, all that the gradient of an open gate is made of.
     """
-    lacking = tl.minimum((value - 1) * 1024, -6.103515625e-05)  # of an open one never 0, which is that of a closed one
+    lacking = tl.minimum((value - 1) * 1024, -1 / 16384)  # of an open one never 0, which is that of a closed one
     kept = tl.where(value > 0.5, lacking, value * 1024)
     tl.store(at, kept.to(at.dtype.element_ty), mask=inside)
 
@@ -143,7 +143,7 @@ def keep_gate(value, at, inside):
 @triton.jit
 def kept_gate(at, inside):
     """The value that `keep_gate` stored."""
-    kept = tl.load(at, mask=inside, other=0.0).to(tl.float32) * 0.0009765625
+    kept = tl.load(at, mask=inside, other=0.0).to(tl.float32) * (1 / 1024)
     return tl.where(kept < 0, 1 + kept, kept)
 
 

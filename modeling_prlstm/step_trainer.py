@@ -42,8 +42,7 @@ class StepTrainer(Trainer):
                     "own loss, its backward and the optimizer. Use Trainer."
                 )
         self.whole_step: TrainingStep | None = None
-        clips = args.max_grad_norm is not None and args.max_grad_norm > 0  # as Trainer asks
-        self.max_grad_norm = args.max_grad_norm if clips else None
+        self.max_grad_norm = args.max_grad_norm if (args.max_grad_norm or 0) > 0 else None  # as Trainer asks
         args.max_grad_norm = 0.0
         super().__init__(model, args, **kwargs)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .graphs import Copying, autocast_dtype, capture, capture_stream, casting_anew, making, paused
+from .graphs import Copying, autocast_dtype, capture, capture_stream, casting_anew, paused, turn_to_make
 
 
 class TrainingStep:
@@ -52,7 +52,7 @@ class TrainingStep:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"`max_grad_norm` must be above 0, got {max_grad_norm}. None: gradients are not clipped.")
         self._check_optimizer()
-        self.on_gpu = all(parameter.is_cuda for parameter in self.parameters)
+        self.on_gpu = self.parameters[0].is_cuda
         if self.on_gpu:
             self._prepare()
 
@@ -80,11 +80,9 @@ class TrainingStep:
             return graph(batch)
         with paused(), casting_anew(dtype):
             loss = self._step(batch)
-            if making.acquire(blocking=False):  # else another thread makes one: the next batch tries again
-                try:
+            with turn_to_make() as is_free:
+                if is_free:  # else the next batch tries again
                     self.graphs[key] = self._capture(batch)
-                finally:
-                    making.release()
         return loss
 
     def _step(self, batch: dict[str, Tensor]) -> Tensor:

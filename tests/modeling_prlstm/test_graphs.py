@@ -644,7 +644,7 @@ def test_one_graph_is_made_at_a_time(device):
     """Of the whole process; who finds another thread at it goes without."""
     head = PRLSTMForSequenceClassification
     model, reference = model_of(head, device), model_of(head, "cpu", backend="eager")
-    with graphs.making:
+    with graphs._making:
         for _ in range(3):
             check_same(found_by(model, batch_of(head, device)), found_by(reference, batch_of(head, "cpu")))
     assert held(model) == 0

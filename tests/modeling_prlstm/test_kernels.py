@@ -19,7 +19,8 @@ from modeling_prlstm.composer import arithmetic_of, choose_backend
 from .reference import HAS_TRITON, relative_error
 
 DEVICE = {"fused": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
-BACKENDS = ["fused", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="needs triton"))]
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+BACKENDS = ["fused", pytest.param("triton", marks=needs_triton)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 pytestmark = [pytest.mark.pinned, pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.*")]
@@ -135,7 +136,7 @@ def test_vocabularies(backend, vocab_size):
     assert_agrees(states_and_gradients(model, backend, *arguments, DEVICE[backend]), expected, 1e-5)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 5), (2, 1500)])
 @pytest.mark.parametrize("missing", [None, 0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
@@ -162,7 +163,7 @@ def test_survey(shape, missing, dtype):
         assert getattr(arithmetic.survey(found), name) == bounds, name
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize("batch", [1, 3, 29])
 def test_sorted_ids(batch, monkeypatch):
     """One id has whole windows of tokens, and some before and after them."""
@@ -299,7 +300,7 @@ def test_merging_by_ids_without_tokens(backend):
     assert torch.equal(*states)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 def test_when_to_merge_by_ids(monkeypatch):
     """By the rule itself; ids of another dtype, cut from a wider batch, of rows with lengths of their own."""
     calls = []
@@ -317,7 +318,7 @@ def test_when_to_merge_by_ids(monkeypatch):
         assert bool(calls) == (least == 42)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize("count", [5, 2**15 - 1, 2**15, 10**5])
 @pytest.mark.parametrize("sides", [1, 2])
 def test_sorting_by_id(count, sides):
@@ -334,7 +335,7 @@ def test_sorting_by_id(count, sides):
         assert torch.equal(order[starts[own] : starts[own + 1]], (expected == own).nonzero().flatten())
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("by_ids")
 @pytest.mark.parametrize("method", ["_start_gradients", "_look_up_backward"])
 def test_sorting_ends_when_a_backward_fails(method, monkeypatch):
@@ -377,7 +378,7 @@ def tf32():
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize(
     ("every_prefix", "lengths"), [(True, None), (False, None), (False, [13, 2, 8])], ids=["scan", "reduce", "ragged"]
@@ -393,7 +394,7 @@ def test_tf32(size, vocab_size, every_prefix, lengths, checkpoint, monkeypatch):
     assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, 2e-3)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("rows", [slice(21, 28), slice(None)], ids=["one gate", "all"])
 def test_tf32_learns_from_zeros(rows):
@@ -411,7 +412,7 @@ def test_tf32_learns_from_zeros(rows):
     assert_agrees(actual, expected, 2e-3)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_large_tiles(dtype, monkeypatch):
@@ -425,7 +426,7 @@ def test_large_tiles(dtype, monkeypatch):
     assert_agrees(states_and_gradients(model, "triton", *arguments, DEVICE["triton"]), expected, tolerance)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32", "by_ids")
 @pytest.mark.parametrize("weighting", [1, 1e-25, 1e20])
 def test_tf32_merging_by_ids(weighting):
@@ -435,7 +436,7 @@ def test_tf32_merging_by_ids(weighting):
     assert_agrees(actual, expected, 2e-3)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("bias", [-9.0, 7.0, 9.0])
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
@@ -458,7 +459,7 @@ def test_gates_that_are_almost_closed_or_open(dtype, every_prefix, bias):
     assert_agrees(*rows, 2e-3 if dtype == torch.float32 else 2 * TOLERANCE[dtype])
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("bias", [-40.0, 40.0])
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
@@ -481,7 +482,7 @@ def test_gates_that_are_closed_or_open(every_prefix, bias):
     assert all(value.abs().max() < 1e-5 for value in own)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # by the interpreter
 @pytest.mark.parametrize(
@@ -503,7 +504,7 @@ def test_tf32_far_from_1(every_prefix, weights, of_o, weighting):
     assert_agrees(actual, expected, 2e-3)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.parametrize("wrong", [-1, 2, 5])
 @pytest.mark.parametrize(("repeats", "merges_by_ids"), [(1, False), (1, True), (100, True)])
 @pytest.mark.parametrize("every_prefix", [True, False], ids=["scan", "reduce"])
@@ -525,7 +526,7 @@ def test_an_unknown_id_gives_nan_where_ids_repeat(every_prefix, repeats, merges_
         assert states[:8].isnan().sum() == sum(range(1, 9)) * states.shape[-1]
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@needs_triton
 @pytest.mark.usefixtures("by_ids")
 def test_gradients_of_unknown_ids(monkeypatch):
     """They are NaN where these ids are; whole windows of them read nothing from where no table is."""
